@@ -1,0 +1,31 @@
+"""AttFind (Lang et al. 2021, section 3.3): measure the effect of every style coordinate, select the attributes."""
+
+from stylex.attfind.attributes import Attribute, Findings, effects_of, find_attributes
+from stylex.attfind.search import Discovery, discover, load_discovery, load_findings, search
+from stylex.attfind.selection import (
+    merge_two_classes,
+    select_independent,
+    select_removal,
+    select_subset,
+    unstable_images,
+)
+from stylex.attfind.sweep import sweep, sweep_slowly
+
+__all__ = [
+    "Attribute",
+    "Discovery",
+    "Findings",
+    "discover",
+    "effects_of",
+    "find_attributes",
+    "load_discovery",
+    "load_findings",
+    "merge_two_classes",
+    "search",
+    "select_independent",
+    "select_removal",
+    "select_subset",
+    "sweep",
+    "sweep_slowly",
+    "unstable_images",
+]

@@ -1,0 +1,221 @@
+"""Attributes: the coordinates that AttFind selects for a target class, with their effects, ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stylex.attfind.effects import Activation, log_odds_effects, raw_effects
+from stylex.attfind.selection import (
+    merge_two_classes,
+    select_independent,
+    select_removal,
+    select_subset,
+    unstable_images,
+)
+from stylex.config import AttFindSettings
+from stylex.errors import DataError
+from stylex.stylespace import DirectedCoordinate, StyleSpace
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A style coordinate and a direction that move images towards a target class.
+
+    `effect` is the mean change of the target's log-odds (or logit, see AttFindSettings.effect) over the `images`
+    searched, `effect_std` its standard deviation over them, `flipped` the share of them that this change alone
+    sends to the target class. `rank` counts from 1. `name` is what a person called it.
+    """
+
+    target: str
+    rank: int
+    direction: int
+    coordinate: int
+    layer: str
+    resolution: int
+    channel: int
+    effect: float
+    effect_std: float
+    flipped: float
+    images: int
+    name: str | None = None
+
+    @property
+    def change(self) -> DirectedCoordinate:
+        return self.direction, self.coordinate
+
+    @property
+    def title(self) -> str:
+        """The name, or a neutral one."""
+        return self.name or f"attribute {self.rank} ({self.layer} channel {self.channel})"
+
+    def named(self, name: str | None) -> Attribute:
+        return replace(self, name=name)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one search found: attributes by target class, and which images it stood on."""
+
+    attributes: dict[str, tuple[Attribute, ...]]
+    merged: tuple[DirectedCoordinate, ...]
+    images: int
+    unstable: int
+    coordinates: int
+    settings: AttFindSettings
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as attributes.json holds them."""
+        return {
+            "images": self.images,
+            "unstable_images": self.unstable,
+            "coordinates": self.coordinates,
+            "settings": self.settings.model_dump(mode="json"),
+            "attributes": {
+                target: [attribute.to_json() for attribute in found] for target, found in self.attributes.items()
+            },
+            "merged": [list(change) for change in self.merged],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Findings:
+        """The inverse of `to_json`."""
+        return cls(
+            {target: tuple(Attribute(**entry) for entry in found) for target, found in content["attributes"].items()},
+            tuple((int(direction), int(coordinate)) for direction, coordinate in content["merged"]),
+            content["images"],
+            content["unstable_images"],
+            content["coordinates"],
+            AttFindSettings(**content["settings"]),
+        )
+
+
+def effects_of(
+    before: npt.NDArray[np.float32],
+    after: npt.NDArray[np.float32],
+    settings: AttFindSettings,
+    activation: Activation,
+) -> npt.NDArray[Any]:
+    """Effects [N, 2, S, K] from logits before [N, K] and after [N, 2, S, K], of the kind that settings name."""
+    if settings.effect == "logits":
+        return raw_effects(before, after)
+    return log_odds_effects(before, after, activation)
+
+
+def find_attributes(
+    before: npt.NDArray[np.float32],
+    after: npt.NDArray[np.float32],
+    space: StyleSpace,
+    class_names: Sequence[str],
+    settings: AttFindSettings,
+    activation: Activation = "softmax",
+    accept: Callable[[int, int], bool] | None = None,
+) -> Findings:
+    """Select and rank attributes for every target class (facts of the method, items 3 to 7).
+
+    For a target, the images of all other classes are searched (two classes: of the other one; more: one-vs-all). The
+    class of an image is the argmax on its reconstruction, sigmoid classifiers: whether the label is on.
+
+    Args:
+        before: [N, K] logits of the unchanged reconstructions.
+        after: [N, 2, S, K] logits after each change, from `sweep`.
+        accept: accept(target, coordinate), a filter such as the discriminator's.
+
+    Raises:
+        DataError: no image is of another class than some target.
+    """
+    effects = effects_of(before, after, settings, activation)
+    keep = np.ones(len(before), bool)
+    if settings.unstable_threshold is not None:
+        keep = ~unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
+        if not keep.any():
+            keep[:] = True
+    found: dict[str, tuple[Attribute, ...]] = {}
+    picks: dict[int, list[DirectedCoordinate]] = {}
+    for target, name in enumerate(class_names):
+        others = in_class(before, target, activation) == False  # noqa: E712
+        images = others & keep
+        if not images.any():
+            raise DataError(
+                f"every image counts as '{name}' (or is unstable), so nothing can be sent there; "
+                "search more or other images"
+            )
+        picks[target] = _select(effects, target, settings, images, accept)
+        alone = after[images]
+        found[name] = tuple(
+            _attribute(space, name, rank, change, effects[images], alone, target, activation)
+            for rank, change in enumerate(picks[target], 1)
+        )
+    merged: list[DirectedCoordinate] = []
+    if len(class_names) == 2:
+        merged = merge_two_classes(effects, picks[0], picks[1], images=keep)
+    return Findings(found, tuple(merged), len(before), int((~keep).sum()), space.size, settings)
+
+
+def in_class(logits: npt.NDArray[np.float32], target: int, activation: Activation) -> npt.NDArray[np.bool_]:
+    """Whether logits [..., K] count as the class: argmax for softmax, logit > 0 for a label of a sigmoid: [...]."""
+    if activation == "sigmoid":
+        return np.asarray(logits[..., target] > 0)
+    return np.asarray(logits.argmax(axis=-1) == target)
+
+
+def _select(
+    effects: npt.NDArray[Any],
+    target: int,
+    settings: AttFindSettings,
+    images: npt.NDArray[np.bool_],
+    accept: Callable[[int, int], bool] | None,
+) -> list[DirectedCoordinate]:
+    check = None if accept is None else lambda coordinate: accept(target, coordinate)
+    if settings.method == "subset":
+        return select_subset(
+            effects, target, settings.count, settings.max_image_effect, images=images, accept=check
+        )
+    if settings.method == "removal":
+        return select_removal(
+            effects, target, settings.count, settings.max_image_effect, images=images, accept=check
+        )
+    return select_independent(
+        effects,
+        target,
+        settings.count,
+        settings.independent_threshold,
+        settings.independent_min_share,
+        images=images,
+        accept=check,
+    )
+
+
+def _attribute(
+    space: StyleSpace,
+    target_name: str,
+    rank: int,
+    change: DirectedCoordinate,
+    effects: npt.NDArray[Any],
+    after: npt.NDArray[np.float32],
+    target: int,
+    activation: Activation,
+) -> Attribute:
+    direction, coordinate = change
+    place, channel = space.layer(coordinate)
+    values = effects[:, direction, coordinate, target].astype(np.float64)
+    return Attribute(
+        target=target_name,
+        rank=rank,
+        direction=direction,
+        coordinate=coordinate,
+        layer=place.name,
+        resolution=place.resolution,
+        channel=channel,
+        effect=float(values.mean()),
+        effect_std=float(values.std()),
+        flipped=float(in_class(after[:, direction, coordinate], target, activation).mean()),
+        images=len(values),
+    )

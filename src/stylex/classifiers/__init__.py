@@ -1,0 +1,17 @@
+"""What is explained: load any classifier, or train one."""
+
+from stylex.classifiers.classifier import Activation, Classifier
+from stylex.classifiers.loading import load
+from stylex.classifiers.metrics import Scores
+from stylex.classifiers.training import ClassifierReport, TrainingProgress, evaluate, train
+
+__all__ = [
+    "Activation",
+    "Classifier",
+    "ClassifierReport",
+    "Scores",
+    "TrainingProgress",
+    "evaluate",
+    "load",
+    "train",
+]

@@ -1,0 +1,143 @@
+"""The networks that `stylex classifier train` can train, built by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2, get_model, list_models
+
+from stylex.errors import ClassifierError
+
+SMALL_CNN_WIDTHS = (32, 64, 128, 128)
+"""Channels of the four blocks of `small_cnn`."""
+
+MOBILENET_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+"""Expansion, channels and blocks of each stage of MobileNetV2 (Sandler et al. 2018, table 2)."""
+
+MOBILENET_FEATURES = (3, 6, 13, 17)
+"""Blocks whose outputs MobileNetV2 exposes: the ends of the stages with 24, 32, 96 and 320 channels."""
+
+
+class Block(nn.Module):
+    """3 × 3 convolution, batch normalisation, ReLU: [N, C, H, W] → [N, width, H, W]."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.normalisation = nn.BatchNorm2d(width)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.training:
+            return F.relu(self.normalisation(self.convolution(maps)))
+        # Out of training the normalisation is a fixed affine map: folding it into the small weight saves a
+        # pass over the large maps, forwards and backwards.
+        norm = self.normalisation
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        weight = self.convolution.weight * gain[:, None, None, None]
+        return F.relu(F.conv2d(maps, weight, norm.bias - norm.running_mean * gain, padding=1))
+
+
+class SmallCNN(nn.Module):
+    """Four blocks with average pooling between them, then the mean over space and one linear layer.
+
+    Its features are the four ReLU maps, at 1, 1/2, 1/4 and 1/8 of the input's resolution.
+    """
+
+    def __init__(self, classes: int, widths: Sequence[int] = SMALL_CNN_WIDTHS) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(a, b) for a, b in zip((3, *widths[:-1]), widths, strict=True))
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits [N, K] and the ReLU maps, from images [N, 3, H, W]."""
+        maps: list[Tensor] = []
+        current = images
+        for index, block in enumerate(self.blocks):
+            current = block(F.avg_pool2d(current, 2) if index else current)
+            maps.append(current)
+        return self.head(current.mean(dim=(2, 3))), maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_with_features(images)[0]
+
+
+class MobileNet(MobileNetV2):  # type: ignore[misc]
+    """MobileNetV2 as torchvision has it, with the first strides adaptable and features exposed.
+
+    `first_strides` are those of the stem and of the second stage, (2, 2) as published; (1, 1) keeps four
+    times the resolution, for images of 64 px or less. State-dict names are torchvision's.
+    """
+
+    def __init__(self, classes: int, first_strides: Sequence[int] = (2, 2), dropout: float = 0.2) -> None:
+        strides = (1, first_strides[1], 2, 2, 1, 2, 1)
+        setting = [[*stage, stride] for stage, stride in zip(MOBILENET_STAGES, strides, strict=True)]
+        super().__init__(num_classes=classes, inverted_residual_setting=setting, dropout=dropout)
+        self.features[0][0].stride = (first_strides[0], first_strides[0])
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits [N, K] and the outputs of the blocks in MOBILENET_FEATURES, from images [N, 3, H, W]."""
+        maps: list[Tensor] = []
+        current = images
+        for index, block in enumerate(self.features):
+            current = block(current)
+            if index in MOBILENET_FEATURES:
+                maps.append(current)
+        return self.classifier(current.mean(dim=(2, 3))), maps
+
+
+def default_options(architecture: str, input_size: int) -> dict[str, Any]:
+    """The options that suit an input size; they are stored with the weights."""
+    if architecture == "mobilenet_v2":
+        return {"first_strides": [1, 1] if input_size <= 64 else [1, 2] if input_size <= 128 else [2, 2]}
+    return {}
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"small_cnn": SmallCNN, "mobilenet_v2": MobileNet}
+"""Name → builder, called with the number of classes and the architecture's options."""
+
+
+TORCHVISION = "torchvision:"
+"""Before a name, this means torchvision's model of that name, unchanged."""
+
+
+def can_build(architecture: str) -> bool:
+    """Whether `build` knows the name."""
+    name = architecture.removeprefix(TORCHVISION)
+    return architecture in ARCHITECTURES or (name != architecture and name in torchvision_names())
+
+
+def torchvision_names() -> list[str]:
+    """Torchvision's image classification models."""
+    return list(list_models(module=torchvision.models))
+
+
+def build(architecture: str, classes: int, options: Mapping[str, Any]) -> nn.Module:
+    """A network with fresh random weights.
+
+    Raises:
+        ClassifierError: the architecture or an option is unknown.
+    """
+    if not can_build(architecture):
+        raise ClassifierError(
+            f"architecture '{architecture}' is unknown; "
+            f"choose from {', '.join(ARCHITECTURES)}, or {TORCHVISION}NAME"
+        )
+    try:
+        if architecture in ARCHITECTURES:
+            return ARCHITECTURES[architecture](classes, **options)
+        network = get_model(
+            architecture.removeprefix(TORCHVISION), weights=None, num_classes=classes, **options
+        )
+        assert isinstance(network, nn.Module)
+        return network
+    except (TypeError, ValueError, IndexError) as error:
+        raise ClassifierError(
+            f"{architecture}: cannot be built with options {dict(options)} ({error})"
+        ) from None

@@ -1,0 +1,203 @@
+"""The kinds of classifier that need no other project's conventions: a file of ours, and Python code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stylex.classifiers.architectures import build
+from stylex.classifiers.classifier import KIND, Activation, Classifier
+from stylex.errors import CheckpointError, ClassifierError
+from stylex.run import read_tensors
+
+Outputs = Literal["logits", "probabilities"]
+
+FIELDS = (
+    "class_names",
+    "input_size",
+    "mean",
+    "std",
+    "activation",
+    "single_logit",
+    "temperature",
+    "architecture",
+    "options",
+    "report",
+    "data_fingerprint",
+)
+"""Entries of a file's header that go to the constructor as they are."""
+
+PROBE_SIZES = (64, 224)
+"""Sizes at which a network that names none is tried."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What the caller says of a classifier; None leaves it to the source. What is said wins."""
+
+    class_names: tuple[str, ...] | None = None
+    input_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    activation: Activation | None = None
+    outputs: Outputs = "logits"
+    weights: Path | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The constructor's arguments among the hints that are not None."""
+        names = ("class_names", "input_size", "mean", "std", "activation")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def from_file(path: Path, hints: Hints) -> Classifier:
+    """Read what `Classifier.save` wrote."""
+    try:
+        tensors, header = read_tensors(path)
+    except (KeyError, ValueError):
+        raise CheckpointError(f"{path}: the header is damaged; train or copy the classifier again") from None
+    if header.get("kind") != KIND:
+        raise CheckpointError(f"{path}: holds {header.get('kind', 'something else')}, not a classifier")
+    try:
+        classes = 1 if header["single_logit"] else len(header["class_names"])
+        network = build(header["architecture"], classes, header["options"])
+        classifier = Classifier(network, **{**{name: header[name] for name in FIELDS}, **hints.given()})
+        network.load_state_dict(tensors)
+    except ClassifierError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path}: the header lacks {error}; train or copy the classifier again"
+        ) from None
+    except (TypeError, RuntimeError, AttributeError):
+        raise CheckpointError(
+            f"{path}: header and weights do not fit together; copy the classifier again"
+        ) from None
+    return classifier
+
+
+class Function(nn.Module):
+    """A callable that is no module, as one without weights."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.name = name_of(function)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.function(images)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+class FromProbabilities(nn.Module):
+    """Probabilities to logits: ln p for classes that exclude each other, ln p − ln(1 − p) for others.
+
+    Probabilities are kept 1e-7 away from 0 and 1, so that logits and their gradients stay finite.
+    """
+
+    def __init__(self, network: nn.Module, activation: Activation) -> None:
+        super().__init__()
+        self.network = network
+        self.activation = activation
+
+    def forward(self, images: Tensor) -> Any:
+        output = self.network(images)
+        if not isinstance(output, Tensor):
+            return output
+        shares = output.float().clamp(1e-7, 1 - 1e-7)
+        exclusive = self.activation == "softmax" and shares.ndim == 2 and shares.shape[1] > 1
+        return shares.log() if exclusive else torch.logit(shares)
+
+
+def from_python(network: nn.Module | Callable[[Tensor], Any], hints: Hints) -> Classifier:
+    """Wrap a module or a callable; how many classes it has is found by running it on two images.
+
+    Without `mean` and `std` it gets images in [-1, 1]; without `input_size` in the size they have, or
+    of 224 px if it cannot work on others.
+    """
+    name = name_of(network)
+    module = (network if isinstance(network, nn.Module) else Function(network)).eval()
+    activation = hints.activation or "softmax"
+    if hints.outputs == "probabilities":
+        module = FromProbabilities(module, activation)
+    columns, size, device = _probe(module, name, hints.input_size)
+    names = hints.class_names or tuple(f"class {index}" for index in range(max(columns, 2)))
+    settings = {"input_size": size, "class_names": names, **hints.given()}
+    return Classifier(module, single_logit=columns == 1, architecture=name, **settings).to(device)
+
+
+def from_factory(path: str, hints: Hints) -> Classifier:
+    """Call `package.module:factory`, the one place where a name given by the user runs code.
+
+    The factory takes no arguments and returns a Classifier, a module or a callable; the name may also be that
+    of a module that is there already. The working directory is searched too.
+    """
+    module_name, _, attribute = path.partition(":")
+    with _working_directory_importable():
+        try:
+            made: Any = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                made = getattr(made, part)
+            if not isinstance(made, nn.Module):
+                made = made()
+        except Exception as error:  # whatever the user's code raises
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ClassifierError(
+                f"{path}: could not be called ({type(error).__name__}: {reason})"
+            ) from error
+    if isinstance(made, Classifier):
+        return made
+    if not callable(made):
+        raise ClassifierError(f"{path}: returned {type(made).__name__}; a module or a callable is expected")
+    return from_python(made, hints)
+
+
+def name_of(network: object) -> str:
+    """Module and name of a function, or of the class of anything else."""
+    named = network if hasattr(network, "__qualname__") else type(network)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _probe(network: nn.Module, name: str, input_size: int | None) -> tuple[int, int | None, torch.device]:
+    """Number of columns that a network returns, the size it insists on, and the device it is on."""
+    tensor = next(chain(network.parameters(), network.buffers()), None)
+    device = tensor.device if tensor is not None else torch.device("cpu")
+    reason = ""
+    for size in (input_size,) if input_size else PROBE_SIZES:
+        try:
+            with torch.no_grad():
+                output = network(torch.zeros(2, 3, size, size, device=device))
+        except Exception as error:  # whatever the user's code raises
+            reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
+            continue
+        if not isinstance(output, Tensor) or output.ndim not in (1, 2) or len(output) != 2:
+            found = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ClassifierError(
+                f"classifier '{name}' returned {found} for 2 images, expected logits [2, K]"
+            )
+        columns = 1 if output.ndim == 1 else output.shape[1]
+        return columns, input_size if size == PROBE_SIZES[0] else size, device
+    tried = f"{input_size} px" if input_size else " and ".join(f"{size} px" for size in PROBE_SIZES)
+    raise ClassifierError(f"classifier '{name}' fails on images of {tried} ({reason}); give its input_size")
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)

@@ -1,0 +1,106 @@
+"""Images that a table (CSV) names, with what it says of them."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stylex.data.files import list_files
+from stylex.data.listing import Entry, Listing, assign_splits, file_stamp
+from stylex.data.splits import official_splits
+from stylex.errors import DataError
+
+_FILE_COLUMNS = ("file", "filename", "path", "image")
+_LABEL_COLUMNS = ("label", "class")
+_SPLIT_COLUMN = "split"
+GROUP_COLUMN = "group"
+
+
+def list_table(
+    table: Path, *, group: str | None = None, labelled: bool = True, name: str | None = None
+) -> Listing:
+    """List the images of a CSV with a header row.
+
+    Columns: `file` (or filename, path, image), relative to the table's folder; where they exist, `label` (or
+    class) and `split` (training, discovery or val, test); all others are factors, except the one
+    called `group`. Rows with equal values in the group column (`group`, or the one that the argument names)
+    stay in one set; rows without a value stand alone.
+
+    Raises:
+        DataError: an unreadable table, a missing column, a bad row (by number), a file named twice.
+    """
+    rows = _rows(table)
+    columns = tuple(rows[0]) if rows else ()
+    file_column = _column(table, columns, _FILE_COLUMNS)
+    if file_column is None:
+        raise DataError(f"{table}: no column says which file a row is about; call one of them 'file'")
+    label_column = _column(table, columns, _LABEL_COLUMNS) if labelled else None
+    if group is not None and group not in columns:
+        raise DataError(f"{table}: no column is called {group!r} to group by; there are {', '.join(columns)}")
+    if group is None and GROUP_COLUMN in columns:
+        group = GROUP_COLUMN
+    _check_rows(table, rows, [c for c in (file_column, label_column) if c is not None])
+    names = [row[file_column] for row in rows]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{table}: {twice[0]} is named {names.count(twice[0])} times; keep one row for each file"
+        )
+    keys = [row[group] or row[file_column] for row in rows] if group is not None else names
+    parts = [row[_SPLIT_COLUMN] for row in rows] if _SPLIT_COLUMN in columns else None
+    if parts is not None and official_splits(parts, str(table)) is None:
+        raise DataError(
+            f"{table}: the column {_SPLIT_COLUMN!r} never says training (or train); rename it, or do"
+        )
+    splits = assign_splits(names, keys, parts, str(table))
+    known = {file_column, label_column, _SPLIT_COLUMN, GROUP_COLUMN}
+    entries = [
+        Entry(
+            name=row[file_column],
+            split=split,
+            stamp=file_stamp(table.parent / row[file_column]),
+            label=row[label_column] if label_column is not None else None,
+            factors={column: value for column, value in row.items() if column not in known},
+        )
+        for row, split in zip(rows, splits, strict=True)
+    ]
+    return list_files(name or table.stem, table.parent, table, entries)
+
+
+def _rows(table: Path) -> list[Mapping[str, str]]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = next(reader, [])
+            if len(set(header)) != len(header):
+                raise DataError(f"{table}: two columns have the same name in {', '.join(header)}")
+            rows: list[Mapping[str, str]] = []
+            for values in reader:
+                if not values:
+                    continue
+                if len(values) != len(header):
+                    raise DataError(
+                        f"{table}, line {reader.line_num}: {len(values)} values under {len(header)} columns"
+                    )
+                rows.append(dict(zip(header, values, strict=True)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: not a readable CSV file in UTF-8: {error}") from error
+    if not rows:
+        raise DataError(f"{table} has no row below its header: name at least one image")
+    return rows
+
+
+def _column(table: Path, columns: Sequence[str], wanted: Sequence[str]) -> str | None:
+    found = [column for column in wanted if column in columns]
+    if len(found) > 1:
+        raise DataError(f"{table}: the columns {' and '.join(found)} mean the same; rename all but one")
+    return found[0] if found else None
+
+
+def _check_rows(table: Path, rows: Sequence[Mapping[str, str]], needed: Sequence[str]) -> None:
+    for number, row in enumerate(rows, start=1):
+        for column in needed:
+            if not row[column]:
+                raise DataError(f"{table}, row {number}: nothing stands under {column!r}; fill it in")

@@ -1,0 +1,35 @@
+"""The errors that stylex raises on purpose: each says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class StylexError(Exception):
+    """Base of every error that a user can cause; the command line prints it as one line."""
+
+
+class DataError(StylexError):
+    """Images, tables or splits that cannot be used as they are."""
+
+
+class ClassifierError(StylexError):
+    """A classifier that cannot be loaded, or whose outputs are not what it promised."""
+
+
+class ConfigError(StylexError):
+    """A setting that is unknown, of the wrong type, out of range, or at odds with another."""
+
+
+class RunError(StylexError):
+    """A run directory that is missing something, of another version, or already in use."""
+
+
+class CheckpointError(StylexError):
+    """A file of weights that is damaged, incomplete, of another layout, or holds code."""
+
+
+class TrainingDiverged(StylexError):
+    """A loss or a weight became NaN or infinite; the last good checkpoint is untouched."""
+
+
+class Stopped(StylexError):
+    """Somebody asked the program to stop (Ctrl-C, SIGTERM); the work so far is safe and can be continued."""

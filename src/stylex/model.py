@@ -1,0 +1,173 @@
+"""A trained model with its classifier, ready to explain: images → latents → styles → images → logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stylex import classifiers
+from stylex.classifiers import Classifier
+from stylex.config import Recipe, RunConfig, validate
+from stylex.errors import CheckpointError, RunError
+from stylex.hardware import Hardware, place
+from stylex.networks import Discriminator, Encoder, Generator, Mapping, build, conditional_score
+from stylex.run import Run, read_tensors
+
+
+@dataclass(frozen=True)
+class Model:
+    """Networks with averaged weights, frozen and placed; every method runs in batches without gradients.
+
+    `noise` is how synthesis treats its noise inputs when effects are measured: the stored maps where training
+    drew noise, else none.
+    """
+
+    generator: Generator
+    encoder: Encoder | None
+    mapping: Mapping | None
+    discriminator: Discriminator | None
+    classifier: Classifier
+    recipe: Recipe
+    hardware: Hardware
+    step: int
+    batch_size: int = 64
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.classifier.class_names
+
+    @property
+    def noise(self) -> Any:
+        return "none" if self.recipe.training.noise == "none" else "fixed"
+
+    def condition(self, logits: Tensor) -> Tensor | None:
+        """What the generator is told of the class: [N, K] or None."""
+        kind = self.recipe.network.condition
+        if kind == "none":
+            return None
+        return logits if kind == "logits" else self.classifier.probabilities(logits)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [N, 3, R, R] in [-1, 1] → latents w ⊕ condition [N, W] and the images' logits [N, K].
+
+        Raises:
+            RunError: the model has no encoder (recipe stylegan2); sample latents in its place.
+        """
+        if self.encoder is None:
+            raise RunError(f"recipe '{self.recipe.name}' has no encoder; its images are sampled, not encoded")
+        latents, logits = [], []
+        for part in self._parts(images):
+            found = self.classifier(part)
+            condition = self.condition(found)
+            w = self.encoder(part)
+            latents.append(w if condition is None else torch.cat([w, condition], dim=1))
+            logits.append(found)
+        return torch.cat(latents), torch.cat(logits)
+
+    @torch.inference_mode()
+    def sample(self, count: int, seed: int, truncation: float = 1.0) -> Tensor:
+        """Latents [count, W] from z ~ N(0, 1); conditions, where there are any, uniform over the classes.
+
+        Raises:
+            RunError: the model has no mapping network.
+        """
+        if self.mapping is None:
+            raise RunError(f"recipe '{self.recipe.name}' has no mapping network; latents cannot be sampled")
+        random = torch.Generator().manual_seed(seed)
+        z = torch.randn(count, self.mapping.z_features, generator=random).to(self.hardware.device)
+        w: Tensor = self.mapping(z, truncation)
+        classes = self.generator.condition_features
+        if not classes:
+            return w
+        labels = torch.randint(classes, (count,), generator=random)
+        return torch.cat([w, nn.functional.one_hot(labels, classes).to(w)], dim=1)
+
+    @torch.inference_mode()
+    def styles(self, latents: Tensor) -> Tensor:
+        """Latents [N, W] → styles [N, T]."""
+        return self.generator.styles(latents)
+
+    @torch.inference_mode()
+    def synthesise(self, styles: Tensor) -> Tensor:
+        """Styles [N, T] → images [N, 3, R, R], float32, in [-1, 1]."""
+        images = [self.generator.synthesis(part, self.noise) for part in self._parts(styles)]
+        return torch.cat(images).clamp(-1, 1)
+
+    @torch.inference_mode()
+    def classify(self, images: Tensor) -> Tensor:
+        """Images → logits [N, K]."""
+        return torch.cat([self.classifier(part) for part in self._parts(images)])
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor, logits: Tensor) -> Tensor:
+        """The discriminator's score of images [N, 3, R, R] under the class probabilities of logits: [N].
+
+        Raises:
+            RunError: the model came without a discriminator.
+        """
+        if self.discriminator is None:
+            raise RunError("this model has no discriminator")
+        plain = self.recipe.network.discriminator == "plain"
+        found = []
+        for part, part_logits in zip(self._parts(images), self._parts(logits), strict=True):
+            # One image at a time in the minibatch deviation: an image's score must not hang on its neighbours.
+            outputs = torch.cat([self.discriminator(image[None]) for image in part])
+            found.append(conditional_score(outputs, None if plain else self.condition(part_logits)))
+        return torch.cat(found)
+
+    def _parts(self, tensor: Tensor) -> Iterator[Tensor]:
+        for part in tensor.split(self.batch_size):
+            yield part.to(self.hardware.device)
+
+
+def load_model(run: Run, hardware: Hardware) -> Model:
+    """The trained model of a run.
+
+    Raises:
+        RunError: the run has no trained model yet.
+        CheckpointError: the file is damaged or does not fit the run's recipe.
+        ClassifierError: the classifier cannot be loaded.
+    """
+    if not run.model_file.exists():
+        raise RunError(f"{run.path}: no trained model yet; 'stylex train' writes it")
+    source: str | Path = run.classifier_file if run.classifier_file.exists() else run.config.classifier
+    return read_model(run.model_file, classifiers.load(source), hardware)
+
+
+def read_model(file: Path, classifier: Classifier, hardware: Hardware) -> Model:
+    """The model in a file that training or `stylex convert` wrote; errors as for `load_model`."""
+    tensors, header = read_tensors(file)
+    config = validate(RunConfig, header["config"], str(file))
+    if tuple(header["class_names"]) != classifier.class_names:
+        raise CheckpointError(
+            f"{file}: trained for the classes {', '.join(header['class_names'])}, "
+            f"the classifier has {', '.join(classifier.class_names)}"
+        )
+    networks = build(config.recipe, config.resolution, classifier.classes)
+    for name, part in networks.parts().items():
+        prefix = f"{name}/"
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        try:
+            part.load_state_dict(found)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{file}: {name} does not fit the recipe ({reason[:200]})") from None
+        part.eval().requires_grad_(False)
+        place(part, hardware)
+    place(classifier.freeze(), hardware)
+    return Model(
+        networks.generator,
+        networks.encoder,
+        networks.mapping,
+        networks.discriminator,
+        classifier,
+        config.recipe,
+        hardware,
+        int(header["step"]),
+    )

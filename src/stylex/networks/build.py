@@ -1,0 +1,59 @@
+"""Networks from settings: the one place that knows which widths a recipe means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from stylex.config import Recipe
+from stylex.networks.generator import Generator
+from stylex.networks.mapping import Mapping
+from stylex.networks.residual import Discriminator, Encoder
+
+
+@dataclass
+class Networks:
+    """The trainable parts of a model; encoder or mapping is None where the recipe has none."""
+
+    generator: Generator
+    discriminator: Discriminator
+    encoder: Encoder | None
+    mapping: Mapping | None
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that exist, by name."""
+        parts = {
+            "generator": self.generator,
+            "encoder": self.encoder,
+            "mapping": self.mapping,
+            "discriminator": self.discriminator,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def build(recipe: Recipe, resolution: int, classes: int, seed: int = 0) -> Networks:
+    """Networks with fresh weights for images of `resolution` and a classifier of `classes` classes.
+
+    Weights depend on the seed alone; the global random state is left as it was.
+    """
+    settings = recipe.network
+    condition = 0 if settings.condition == "none" else classes
+    outputs = {"plain": 1, "classes": classes, "real+classes": classes + 1}[settings.discriminator]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        generator = Generator(settings.latent_features, condition, resolution, settings.channels(resolution))
+        encoder = mapping = None
+        if recipe.encodes:
+            widths = settings.encoder_channels(resolution)
+            encoder = Encoder(resolution, widths, settings.latent_features, hidden=settings.encoder_hidden)
+        if recipe.samples:
+            mapping = Mapping(settings.z_features, settings.latent_features, layers=settings.mapping_layers)
+        discriminator = Discriminator(
+            resolution,
+            settings.discriminator_channels(resolution),
+            outputs,
+            deviation_group=settings.deviation_group,
+        )
+    return Networks(generator, discriminator, encoder, mapping)

@@ -1,0 +1,129 @@
+"""Layers shared by all networks: equalised learning rate, FIR resampling, activation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
+"""The resampling filter of StyleGAN2, separable, before normalisation."""
+
+SQRT2 = math.sqrt(2.0)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half-precision values as float32; float32 and float64 as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _fir_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
+    taps = torch.tensor(FIR_TAPS, dtype=torch.float32, device=like.device)
+    kernel = torch.outer(taps, taps) * (gain / float(taps.sum()) ** 2)
+    return kernel.to(like.dtype).expand(channels, 1, 4, 4)
+
+
+def blur(images: Tensor, padding: int, gain: float = 1.0) -> Tensor:
+    """Filter every channel with the 4 × 4 FIR kernel.
+
+    Args:
+        images: [N, C, H, W].
+        padding: zeros added on all four sides.
+        gain: factor on the output.
+
+    Returns:
+        [N, C, H + 2·padding − 3, W + 2·padding − 3].
+    """
+    channels = images.shape[1]
+    return F.conv2d(images, _fir_kernel(channels, gain, images), padding=padding, groups=channels)
+
+
+def downsample2(images: Tensor) -> Tensor:
+    """Halve the resolution with the FIR filter: [N, C, H, W] → [N, C, H/2, W/2].
+
+    Filtering at full resolution and then dropping samples costs more arithmetic than a strided
+    depthwise convolution, whose gradient in bf16 is an order of magnitude slower on CPUs.
+    """
+    return blur(images, padding=1)[:, :, ::2, ::2]
+
+
+def upsample2(images: Tensor) -> Tensor:
+    """Double the resolution with the FIR filter: [N, C, H, W] → [N, C, 2H, 2W].
+
+    Equal to inserting zeros and filtering with gain 4. Each output sample sees two inputs per axis with
+    weights 3/4 and 1/4, so inside the image this is bilinear interpolation; the border is padded with zeros.
+    """
+    return F.interpolate(F.pad(images, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)[
+        :, :, 2:-2, 2:-2
+    ]
+
+
+class EqualLinear(nn.Module):
+    """Fully connected layer with equalised learning rate: [N, in_features] → [N, out_features].
+
+    The stored weight is N(0, 1) / `rate`; the effective one is weight · rate / √in_features and the effective
+    bias is bias · rate (Karras et al. 2018, section 4.1; `rate` is StyleGAN2's learning-rate multiplier).
+    With `activate`, leaky ReLU (0.2) scaled by √2 follows.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias_init: float = 0.0,
+        rate: float = 1.0,
+        activate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / rate)
+        self.bias = nn.Parameter(torch.full((out_features,), bias_init / rate))
+        self.weight_gain = rate / math.sqrt(in_features)
+        self.bias_gain = rate
+        self.activate = activate
+
+    def forward(self, features: Tensor) -> Tensor:
+        outputs = F.linear(features, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        return F.leaky_relu(outputs, 0.2) * SQRT2 if self.activate else outputs
+
+
+class EqualConv2d(nn.Module):
+    """k × k convolution with equalised learning rate; `down` filters with the FIR kernel and strides by 2.
+
+    [N, in_channels, H, W] → [N, out_channels, H, W] or, with `down`, [N, out_channels, H/2, W/2]. With
+    `activate`, bias and leaky ReLU (0.2) follow; the activation's √2, like `gain`, is folded into the weight
+    and bias, which costs nothing because leaky ReLU is positively homogeneous.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        down: bool = False,
+        activate: bool = True,
+        bias: bool = True,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.down = down
+        self.activate = activate
+        self.output_gain = gain * (SQRT2 if activate else 1.0)
+        self.weight_gain = self.output_gain / math.sqrt(in_channels * kernel_size**2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        kernel_size = self.weight.shape[-1]
+        weight = (self.weight * self.weight_gain).to(images.dtype)
+        bias = None if self.bias is None else (self.bias * self.output_gain).to(images.dtype)
+        if not self.down:
+            outputs = F.conv2d(images, weight, bias, padding=kernel_size // 2)
+        elif kernel_size == 1:
+            outputs = F.conv2d(blur(images, padding=1), weight, bias, stride=2)
+        else:
+            outputs = F.conv2d(blur(images, padding=2), weight, bias, stride=2)
+        return F.leaky_relu(outputs, 0.2) if self.activate else outputs

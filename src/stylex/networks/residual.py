@@ -1,0 +1,119 @@
+"""StyleGAN2's residual discriminator, and the encoder that shares its shape."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from stylex.networks.layers import EqualConv2d, EqualLinear, at_least_float32
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 × 3 convolutions and a 1 × 1 shortcut, resolution halved; the sum is scaled by 1/√2."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        half = math.sqrt(0.5)
+        self.conv0 = EqualConv2d(in_channels, in_channels, 3)
+        self.conv1 = EqualConv2d(in_channels, out_channels, 3, down=True, gain=half)
+        self.skip = EqualConv2d(in_channels, out_channels, 1, down=True, activate=False, bias=False, gain=half)
+
+    def forward(self, features: Tensor) -> Tensor:
+        outputs: Tensor = self.conv1(self.conv0(features)) + self.skip(features)
+        return outputs
+
+
+def minibatch_deviation(features: Tensor, group: int) -> Tensor:
+    """Append one channel with the mean standard deviation within groups of images (Karras et al. 2018, section 3).
+
+    features [N, C, H, W] → [N, C + 1, H, W]. Image i belongs to the group of all j with j ≡ i modulo N / group,
+    as in StyleGAN2. The group is the largest divisor of N that is at most `group`.
+    """
+    count, channels, height, width = features.shape
+    size = next(divisor for divisor in range(min(group, count), 0, -1) if count % divisor == 0)
+    grouped = at_least_float32(features).reshape(size, count // size, channels, height, width)
+    centred = grouped - grouped.mean(dim=0)
+    deviation = (centred.square().mean(dim=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    plane = deviation.to(features.dtype).repeat(size)[:, None, None, None].expand(-1, 1, height, width)
+    return torch.cat([features, plane], dim=1).contiguous(memory_format=torch.channels_last)
+
+
+class ResidualNetwork(nn.Module):
+    """Images [N, 3, R, R] → [N, outputs], float32.
+
+    Args:
+        resolution: R, a power of two, at least 8.
+        channels: feature channels of each resolution, from R down to 4.
+        outputs: width of the last linear layer.
+        hidden: width of the linear layer before it; by default the channels at 4 px, as published.
+        deviation_group: images in a group of the minibatch standard deviation, 0 for none.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        channels: dict[int, int],
+        outputs: int,
+        *,
+        hidden: int | None = None,
+        deviation_group: int = 0,
+    ) -> None:
+        super().__init__()
+        self.compute_dtype = torch.float32
+        self.deviation_group = deviation_group
+        sizes = [2**power for power in range(int(math.log2(resolution)), 2, -1)]
+        self.from_rgb = EqualConv2d(3, channels[resolution], 1)
+        self.blocks = nn.ModuleList(ResidualBlock(channels[size], channels[size // 2]) for size in sizes)
+        extra = 1 if deviation_group else 0
+        last = channels[4]
+        self.conv = EqualConv2d(last + extra, last, 3)
+        self.hidden = EqualLinear(last * 16, hidden or last, activate=True)
+        self.output = EqualLinear(hidden or last, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images.to(self.compute_dtype, memory_format=torch.channels_last)
+        features = self.from_rgb(features)
+        for block in self.blocks:
+            features = block(features)
+        if self.deviation_group:
+            features = minibatch_deviation(features, self.deviation_group)
+        features = at_least_float32(self.conv(features)).flatten(1)
+        outputs: Tensor = self.output(self.hidden(features))
+        return outputs
+
+
+class Encoder(ResidualNetwork):
+    """Images → latents w [N, latent_features]; the discriminator's shape without minibatch standard deviation."""
+
+    def __init__(
+        self, resolution: int, channels: dict[int, int], latent_features: int, *, hidden: int | None = None
+    ) -> None:
+        super().__init__(resolution, channels, latent_features, hidden=hidden)
+
+
+class Discriminator(ResidualNetwork):
+    """Images → scores [N, outputs]; see `conditional_score` for more than one output."""
+
+    def __init__(self, resolution: int, channels: dict[int, int], outputs: int = 1, *, deviation_group: int = 4) -> None:
+        super().__init__(resolution, channels, outputs, deviation_group=deviation_group)
+
+
+def conditional_score(outputs: Tensor, condition: Tensor | None) -> Tensor:
+    """One score an image from the discriminator's outputs: [N].
+
+    One output: that output, the condition ignored (the study). K outputs: Σₖ cₖ · Dₖ(x), the form that the authors
+    of StylEx gave by letter. K + 1 outputs: D₀(x) + Σₖ cₖ · Dₖ(x), the recipe `fast`: an image must look real by
+    itself, whatever its class.
+
+    Args:
+        outputs: [N, 1], [N, K] or [N, K + 1].
+        condition: class probabilities [N, K], or None.
+    """
+    if outputs.shape[1] == 1:
+        return outputs[:, 0]
+    assert condition is not None
+    classes = condition.shape[1]
+    score = (outputs[:, -classes:] * condition).sum(dim=1)
+    return score + outputs[:, 0] if outputs.shape[1] == classes + 1 else score

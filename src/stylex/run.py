@@ -1,0 +1,277 @@
+"""The run directory: an experiment's config, metrics, checkpoints and results, written to survive crashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from stylex.config import RunConfig, dump_yaml, read_yaml, validate
+from stylex.errors import CheckpointError, RunError
+from stylex.version import __version__
+
+FORMAT = 1
+"""Version of the run directory; a reader refuses others."""
+
+HEADER = "stylex"
+"""Key of our JSON in a safetensors header."""
+
+
+PARTIAL = ".partial"
+"""How the name of a file that is still being written ends."""
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that a reader sees the old content or the whole new one, even after power loss.
+
+    Raises:
+        RunError: the disk is full or the directory cannot be written; the old file is untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"{path}: could not be written ({reason}); nothing was overwritten") from None
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+    with suppress(OSError):  # some network file systems cannot sync a directory; the file itself is whole
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Delete what a killed process left behind; only for who holds the run's lock and alone writes there."""
+    for leftover in folder.glob(f".*{PARTIAL}"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, indented, keys in the order given."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises RunError when the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: damaged ({error})") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header as safetensors, atomically; the header gets the tensors' checksum."""
+    flat = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    full = {**header, "format": FORMAT, "sha256": checksum(flat)}
+    content = serialise(flat, metadata={HEADER: json.dumps(full, sort_keys=True)})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: missing, truncated, changed since written, not safetensors, of another version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (SafetensorError, OSError):
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file; files with pickled code are refused"
+        ) from None
+    if HEADER not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not one that stylex wrote")
+    try:
+        header = json.loads(metadata[HEADER])
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is damaged; take another copy of the file")
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: of format {header.get('format')}, this stylex reads format {FORMAT}")
+    if header.get("sha256") != checksum(tensors):
+        raise CheckpointError(f"{path}: its checksum does not match its content; the file was damaged")
+    return tensors, header
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in order of name."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def provenance() -> dict[str, str]:
+    """Versions and machine, for audits: what a figure was computed with."""
+    import numpy
+    import torchvision
+
+    return {
+        "stylex": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {processor_name()}",
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def processor_name() -> str:
+    """Model name of the CPU as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"
+
+
+class Run:
+    """One run directory. Create with `Run.create`, open with `Run.open`."""
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> Run:
+        """Start a run in a new or empty directory.
+
+        Raises:
+            RunError: the directory exists and holds something else; it is never overwritten.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(
+                f"{path}: exists and is not an empty directory; nothing was overwritten, choose another"
+            )
+        run = cls(path, config)
+        write_atomically(run.config_file, lambda file: file.write(dump_yaml(config).encode()))
+        write_json(run.path / "run.json", {"format": FORMAT, "experiment": config.experiment, **provenance()})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            RunError: not a run, half-written, or of another version.
+        """
+        if not (path / "run.json").exists():
+            if not path.exists():
+                raise RunError(f"{path}: no such directory")
+            if (path / "config.yaml").exists():
+                raise RunError(f"{path}: a half-written run (run.json is missing); delete it and start again")
+            raise RunError(f"{path}: no run of stylex (run.json is missing)")
+        about = read_json(path / "run.json")
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            found = about.get("format") if isinstance(about, dict) else None
+            raise RunError(f"{path}: a run of format {found}; this stylex reads format {FORMAT}")
+        config = validate(RunConfig, read_yaml(path / "config.yaml"), str(path / "config.yaml"))
+        return cls(path, config)
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model_file(self) -> Path:
+        """Weights for explanations: averaged generator, encoder and mapping, and the discriminator."""
+        return self.path / "model.safetensors"
+
+    @property
+    def classifier_file(self) -> Path:
+        return self.path / "classifier.safetensors"
+
+    def checkpoint_files(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return sorted(self.checkpoints.glob("step-*.safetensors"))
+
+    def newest_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any], Path] | None:
+        """The newest checkpoint that can be read; damaged ones are passed over. None when there is none.
+
+        Raises:
+            CheckpointError: there are checkpoints and none of them can be read.
+        """
+        files = self.checkpoint_files()
+        reason = ""
+        for file in reversed(files):
+            try:
+                tensors, header = read_tensors(file)
+            except CheckpointError as error:
+                reason = reason or str(error)
+                continue
+            return tensors, header, file
+        if files:
+            raise CheckpointError(
+                f"{self.checkpoints}: none of {len(files)} checkpoints can be read, the newest because "
+                f"{reason}; delete the folder to start again"
+            )
+        return None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for writing; the lock goes when the process ends.
+
+        Raises:
+            RunError: another process holds it, or the directory cannot be written.
+        """
+        import fcntl
+
+        try:
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror})") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.path}: another process is working in this run") from None
+            except OSError as error:
+                raise RunError(
+                    f"{self.path}: cannot be locked ({error.strerror}); use a local disk"
+                ) from None
+            yield

@@ -1,0 +1,357 @@
+"""The training loop: runs phases, steps optimisers, averages weights, keeps the run safe; knows no loss."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from stylex.classifiers import Classifier
+from stylex.config import Recipe
+from stylex.data import ImageSet
+from stylex.errors import DataError, Stopped, TrainingDiverged
+from stylex.hardware import Hardware, place
+from stylex.networks import build
+from stylex.run import Run, remove_partial_files
+from stylex.training.checkpoint import (
+    TrainingState,
+    check_same_run,
+    classifier_fingerprint,
+    model_step,
+    save_model,
+)
+from stylex.training.losses import Batch, Phase, StylexLoss, phases
+from stylex.training.optimisers import make_optimisers, set_rates, update
+from stylex.training.perceptual import load_perceptual
+from stylex.training.randomness import DataOrder, StepRandom
+from stylex.training.stopping import stop_requests
+from stylex.training.watching import MetricsLog, RecentStatistics, save_samples
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, for displays."""
+
+    images: int
+    total_images: int
+    images_per_second: float
+    seconds_left: float
+    statistics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished training has to say."""
+
+    step: int
+    images: int
+    seconds: float
+    statistics: dict[str, float]
+
+
+def train(
+    run: Run,
+    images: ImageSet,
+    classifier: Classifier,
+    hardware: Hardware,
+    *,
+    watch: ImageSet | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainingResult:
+    """Train the run's networks to the recipe's total, going on from its newest checkpoint if there is one.
+
+    A finished run is left as it is, and its result given again.
+
+    Args:
+        run: holds config; checkpoints, metrics, samples and the model file are written into it.
+        images: the training set, of the run's resolution.
+        classifier: what is explained; it is frozen, its weights are not changed.
+        watch: images for the sample grids, by default the first training images.
+        on_progress: called after every log interval.
+
+    Raises:
+        DataError: the images are too few, or not of the run's resolution.
+        TrainingDiverged: a loss or weight is not finite; the last good checkpoint stays.
+        Stopped: Ctrl-C or SIGTERM arrived; a checkpoint was written.
+        RunError: another process works in this run, it belongs to another classifier, or the disk is full.
+        CheckpointError: there are checkpoints, but none that can be read, or of other networks.
+        ConfigError: the perceptual network cannot be had.
+    """
+    with run.locked():
+        for folder in (run.path, run.checkpoints, run.path / "samples"):
+            remove_partial_files(folder)
+        found = run.newest_checkpoint()
+        if found is not None:
+            _, header, file = found
+            check_same_run(header, run, classifier, file)
+            if header["images"] >= total_images(run.config.recipe) and header["step"] == model_step(run):
+                latest = MetricsLog(run).rewind(header["step"])
+                return TrainingResult(header["step"], header["images"], header["seconds"], latest)
+        watched = watch or images.select(range(min(16, len(images))))
+        trainer = Trainer(run, images, classifier, hardware, watched)
+        trainer.resume(found)
+        return trainer.run_to_end(on_progress)
+
+
+class Trainer:
+    """One process's training of one run; `train` is the door."""
+
+    def __init__(
+        self, run: Run, images: ImageSet, classifier: Classifier, hardware: Hardware, watch: ImageSet
+    ) -> None:
+        recipe, resolution = run.config.recipe, run.config.resolution
+        if len(images) < 2:
+            raise DataError(f"{run.path}: {len(images)} training images; at least 2 are needed")
+        for name, found in (("training", images), ("watched", watch)):
+            if found.images.shape[1:3] != (resolution, resolution):
+                raise DataError(
+                    f"{run.path}: the {name} images have {found.images.shape[2]} × {found.images.shape[1]} "
+                    f"pixels, the run's resolution is {resolution}; load them with size={resolution}"
+                )
+        self.run, self.images, self.watch, self.recipe, self.hardware = run, images, watch, recipe, hardware
+        self.classifier = classifier.freeze()
+        self.fingerprint = classifier_fingerprint(classifier)
+        networks = build(recipe, resolution, len(classifier.class_names), run.config.seed)
+        for part in networks.parts().values():
+            place(part, hardware)
+        place(classifier, hardware)
+        self.loss = StylexLoss(networks, classifier, None, recipe)
+        self.phases = phases(recipe)
+        averages = {
+            name: copy.deepcopy(part).eval().requires_grad_(False)
+            for name, part in networks.parts().items()
+            if name != "discriminator"
+        }
+        fused = hardware.device.type in ("cpu", "cuda")
+        optimisers = make_optimisers(networks, recipe, self.phases, fused=fused)
+        self.parameters = {
+            name: [parameter for group in optimiser.param_groups for parameter in group["params"]]
+            for name, optimiser in optimisers.items()
+        }
+        self.state = TrainingState(networks, averages, optimisers, self.loss.path_length_mean)
+        self.order = DataOrder(len(images), run.config.seed)
+        self.log = MetricsLog(run)
+        self.recent = RecentStatistics()
+        self.latest: dict[str, float] = {}
+        self.saved_step: int | None = None
+        if recipe.perceives:
+            name = recipe.loss.perceptual_network
+            perceptual = load_perceptual(name, classifier, resolution)
+            if perceptual is not None:
+                place(perceptual, hardware)
+            self.loss.perceptual = perceptual
+
+    @property
+    def total_images(self) -> int:
+        return total_images(self.recipe)
+
+    @property
+    def images_per_step(self) -> int:
+        return self.recipe.training.batch_size * self.recipe.training.accumulate
+
+    def resume(self, found: tuple[dict[str, Tensor], dict[str, Any], Path] | None = None) -> None:
+        """Restore a checkpoint, by default the newest readable one, if there is one."""
+        found = found or self.run.newest_checkpoint()
+        if found is not None:
+            tensors, header, file = found
+            check_same_run(header, self.run, self.classifier, file)
+            self.state.restore(tensors, header, file)
+            self.saved_step = self.state.step
+            for damaged in self.run.checkpoint_files():
+                if damaged > file:  # passed over; out of the way, lest it counts as one of those to keep
+                    damaged.rename(damaged.with_suffix(".damaged"))
+        self.latest = self.log.rewind(self.state.step)
+
+    def run_to_end(self, on_progress: Callable[[Progress], None] | None = None) -> TrainingResult:
+        """Train to the total; see `train`."""
+        settings, state = self.recipe.training, self.state
+        logged = saved = sampled = state.images
+        marks = deque([(time.perf_counter(), state.images)], maxlen=10)
+        with stop_requests() as stop, self.log:
+            if state.images == 0:
+                save_samples(self.run, self.watch, self.classifier, state, self.hardware)
+            while state.images < self.total_images:
+                if stop.asked():
+                    self._stop()
+                begin = time.perf_counter()
+                statistics = self.step()
+                self.recent.add(state.step, statistics)
+                state.seconds += time.perf_counter() - begin
+                done = state.images >= self.total_images
+                if stop.asked() and not done:
+                    continue
+                if done or state.images - logged >= settings.log_kimg * 1000:
+                    self._log(marks, on_progress)
+                    logged = state.images
+                if done or state.images - sampled >= settings.sample_kimg * 1000:
+                    save_samples(self.run, self.watch, self.classifier, state, self.hardware)
+                    sampled = state.images
+                if done or state.images - saved >= settings.checkpoint_kimg * 1000:
+                    self._save()
+                    saved = state.images
+        if model_step(self.run) != state.step:
+            save_model(self.run, state, self.classifier.class_names)
+        return TrainingResult(state.step, state.images, state.seconds, self.latest)
+
+    def step(self) -> dict[str, Tensor]:
+        """One step: every phase that is due, on one batch (or `accumulate` of them). Returns statistics."""
+        settings, state = self.recipe.training, self.state
+        share = rate_share(self.recipe, state.images)
+        for optimiser in state.optimisers.values():
+            set_rates(optimiser, share)
+        batches = [self._batch(part) for part in range(settings.accumulate)]
+        due = [
+            phase
+            for phase in self.phases
+            if state.step % phase.interval == 0 and state.images >= phase.start_images
+        ]
+        for joined in updates(due, settings.lazy_adam):
+            self._update(joined, batches, share)
+        state.step += 1
+        state.images += self.images_per_step
+        self._average()
+        return _mean_statistics(batches)
+
+    def _batch(self, part: int) -> Batch:
+        settings, state = self.recipe.training, self.state
+        first = state.images + part * settings.batch_size
+        images = self.images.batch(self.order.indices(first, settings.batch_size))
+        if settings.mirror:
+            flip = torch.from_numpy(self.order.mirrored(first, settings.batch_size))
+            images = torch.where(flip[:, None, None, None], images.flip(3), images)
+        random = StepRandom(self.run.config.seed, state.step, part, self.hardware.device)
+        # The kinds alternate from batch to batch, also among those whose gradients make one update.
+        kind = settings.schedule[(state.step * settings.accumulate + part) % len(settings.schedule)]
+        images = images.to(self.hardware.device, memory_format=torch.channels_last)
+        return Batch(images, kind, random, state.step)
+
+    def _update(self, joined: list[Phase], batches: list[Batch], share: float) -> None:
+        """One optimiser step with the gradients of these phases."""
+        optimiser = joined[0].optimiser
+        for name, parameters in self.parameters.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name == optimiser)
+        for phase in joined:
+            for batch in batches:
+                self.loss.accumulate_gradients(phase, batch, gain=1.0 / len(batches))
+        update(self.state.optimisers[optimiser])
+        for phase in joined:
+            batches[0].statistics |= self.loss.after_update(phase, self.state.images, share)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = ema_decay(self.recipe, self.state.images, self.images_per_step)
+        for name, average in self.state.averages.items():
+            part = self.state.networks.parts()[name]
+            torch._foreach_lerp_(list(average.parameters()), list(part.parameters()), 1.0 - decay)
+            for mean, buffer in zip(average.buffers(), part.buffers(), strict=True):
+                mean.copy_(buffer)
+
+    def _log(self, marks: deque[tuple[float, int]], on_progress: Callable[[Progress], None] | None) -> None:
+        """Write the statistics since the last time; speed over this interval, time left from the last ten."""
+        state = self.state
+        self._check_statistics()
+        self.latest = self.recent.means()
+        self.recent.clear()
+        now = (time.perf_counter(), state.images)
+        self.log.write(state, {**self.latest, "images_per_second": _speed(marks[-1], now)})
+        speed = _speed(marks[0], now)
+        marks.append(now)
+        if on_progress is not None:
+            left = (self.total_images - state.images) / speed
+            on_progress(Progress(state.images, self.total_images, speed, left, self.latest))
+
+    def _check_statistics(self) -> None:
+        found = self.recent.first_broken()
+        if found is not None:
+            step, keys = found
+            self._diverged(step, ", ".join(keys))
+
+    def _diverged(self, step: int, what: str) -> NoReturn:
+        kept = (
+            "no checkpoint had been written yet"
+            if self.saved_step is None
+            else f"the checkpoint of step {self.saved_step} is good and was kept"
+        )
+        raise TrainingDiverged(
+            f"{self.run.path}: {what} not finite at step {step}; {kept}. Try a lower rate "
+            "(--set training.learning_rate=…) or fp32 (--precision fp32) in a new run"
+        )
+
+    def _save(self) -> None:
+        """Write a checkpoint and the model, after a look at every number that goes into them."""
+        state = self.state
+        self._check_statistics()
+        broken = state.broken()
+        if broken:
+            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            self._diverged(state.step, f"{broken[0]}{more}")
+        state.save(self.run, self.recipe.training.keep_checkpoints, self.fingerprint)
+        self.saved_step = state.step
+        save_model(self.run, state, self.classifier.class_names)
+
+    def _stop(self) -> NoReturn:
+        state = self.state
+        if self.saved_step != state.step:
+            self._save()
+        raise Stopped(
+            f"stopped at step {state.step} ({state.images / 1000:.1f} kimg), checkpoint written; "
+            f"the same command continues {self.run.path}"
+        )
+
+
+def total_images(recipe: Recipe) -> int:
+    """Training images after which a recipe ends."""
+    return int(recipe.training.total_kimg * 1000)
+
+
+def updates(due: list[Phase], lazy_adam: bool) -> list[list[Phase]]:
+    """Which phases make an optimiser step together: each its own, or all that share an optimiser."""
+    if lazy_adam:
+        return [[phase] for phase in due]
+    return [list(joined) for _, joined in groupby(due, key=lambda phase: phase.optimiser)]
+
+
+def rate_share(recipe: Recipe, images: int) -> float:
+    """Learning rate now as a share of the full one: 1, then linear to its final share over the last fifth."""
+    final = recipe.training.final_learning_rate_share
+    left = max(0.0, 1.0 - images / total_images(recipe))
+    return 1.0 if left >= 0.2 else final + (1.0 - final) * left / 0.2
+
+
+def ema_decay(recipe: Recipe, images: int, images_per_step: int) -> float:
+    """Decay of the weight averages for a step: half-life in images, shorter at the start (`ema_rampup`)."""
+    settings = recipe.training
+    halflife = settings.ema_halflife_kimg * 1000
+    if settings.ema_rampup is not None:
+        halflife = min(halflife, images * settings.ema_rampup)
+    return float(0.5 ** (images_per_step / max(halflife, 1e-8)))
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _speed(begin: tuple[float, int], end: tuple[float, int]) -> float:
+    """Images a second between two (time, images seen)."""
+    return (end[1] - begin[1]) / max(end[0] - begin[0], 1e-9)
+
+
+def _mean_statistics(batches: list[Batch]) -> dict[str, Tensor]:
+    """Each statistic's mean over the batches of a step that have it."""
+    found: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        for key, value in batch.statistics.items():
+            found.setdefault(key, []).append(value)
+    return {
+        key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()
+    }

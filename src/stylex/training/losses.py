@@ -1,0 +1,327 @@
+"""The objective: every loss of the recipes, in one object that knows the phases.
+
+The loop calls `accumulate_gradients` with a phase and a batch and steps the optimiser; it knows no loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stylex.classifiers import Classifier
+from stylex.config import Recipe, StepKind
+from stylex.networks import Networks, conditional_score
+from stylex.training.perceptual import ClassifierDistance, feature_distance
+from stylex.training.randomness import StepRandom
+
+PhaseName = Literal["generator", "path_length", "discriminator", "r1"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training step: whose optimiser it drives, how often, and from which image on."""
+
+    name: PhaseName
+    optimiser: Literal["generator", "discriminator"]
+    interval: int = 1
+    start_images: float = 0.0
+
+
+def phases(recipe: Recipe) -> list[Phase]:
+    """The phases of a recipe in the order in which a step runs them; lazy regularisation is an interval."""
+    loss = recipe.loss
+    result = [Phase("generator", "generator")]
+    if loss.path_length > 0:
+        start = loss.path_length_start_kimg * 1000
+        result.append(Phase("path_length", "generator", loss.path_length_interval, start))
+    result.append(Phase("discriminator", "discriminator"))
+    if loss.r1 > 0:
+        result.append(Phase("r1", "discriminator", loss.r1_interval))
+    return result
+
+
+@dataclass
+class Batch:
+    """Real images [N, 3, R, R] in [-1, 1] with what has been computed from them in this step so far."""
+
+    images: Tensor
+    kind: StepKind
+    random: StepRandom
+    step: int = 0
+    fake: Tensor | None = None
+    condition: Tensor | None = None
+    real_logits: Tensor | None = None
+    real_features: list[Tensor] | None = None
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+
+def divergence(logits: Tensor, target_probabilities: Tensor, activation: str) -> Tensor:
+    """KL(target ‖ classifier), mean over images: logits [N, K], target_probabilities [N, K].
+
+    Softmax classifiers: Σₖ pₖ log(pₖ / qₖ). Sigmoid ones: the sum over labels of the Bernoulli divergences.
+    """
+    p = target_probabilities
+    if activation == "softmax":
+        return F.kl_div(F.log_softmax(logits, dim=1), p, reduction="batchmean")
+    cross = F.binary_cross_entropy_with_logits(logits, p, reduction="none")
+    entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
+    return (cross - entropy).sum(dim=1).mean()
+
+
+def agreement(logits: Tensor, target_probabilities: Tensor, activation: str) -> Tensor:
+    """Share of images of the same class as their target; of labels on the same side, for sigmoid ones."""
+    if activation == "softmax":
+        return (logits.argmax(dim=1) == target_probabilities.argmax(dim=1)).float().mean()
+    return ((logits > 0) == (target_probabilities > 0.5)).float().mean()
+
+
+class StylexLoss:
+    """Losses of StylEx, its replications and plain StyleGAN2, as the recipe weighs them.
+
+    Sources: adversarial, R1 and path length Karras et al. 2020; reconstruction, latent and classifier losses
+    Lang et al. 2021, equations 1 to 4; "swap" steps are ours (docs/method.md).
+    """
+
+    def __init__(
+        self, networks: Networks, classifier: Classifier, perceptual: nn.Module | None, recipe: Recipe
+    ) -> None:
+        self.networks = networks
+        self.classifier = classifier
+        self.perceptual = perceptual
+        self.recipe = recipe
+        self.path_length_mean = torch.zeros((), device=next(networks.generator.parameters()).device)
+
+    def accumulate_gradients(self, phase: Phase, batch: Batch, gain: float = 1.0) -> None:
+        """Add the gradients of one phase, times `gain`, and write its statistics into the batch.
+
+        `gain` is the batch's share of the step: 1 / n where the gradients of n batches make one update.
+        """
+        if phase.name == "generator":
+            loss = self._generator(batch)
+        elif phase.name == "path_length":
+            loss = self._path_length(batch, gain)
+        elif phase.name == "discriminator":
+            loss = self._discriminator(batch)
+        else:
+            loss = self._r1(batch)
+        (loss * (gain * phase.interval)).backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def after_update(self, phase: Phase, images: int, rate_share: float) -> dict[str, Tensor]:
+        """What follows the optimiser's step: the recipe's proximal step, after the generator's own phase.
+
+        Args:
+            phase: the phase whose optimiser has stepped.
+            images: training images seen before this step.
+            rate_share: the learning rate as a share of the full one; the threshold falls with it.
+        """
+        sparsity = self.recipe.sparsity
+        generator = self.networks.generator
+        begun_kimg = images / 1000 - sparsity.start_kimg
+        if phase.name != "generator" or sparsity.threshold == 0 or begun_kimg < 0:
+            return {}
+        ramp = min(1.0, begun_kimg / sparsity.ramp_kimg) if sparsity.ramp_kimg > 0 else 1.0
+        share = thin_out_condition(
+            generator.affine_weight,
+            generator.condition_features,
+            sparsity.threshold * ramp * rate_share,
+            sums_to_one=self.recipe.network.condition == "probabilities"
+            and self.classifier.activation == "softmax",
+        )
+        return {"class_free_styles": torch.tensor(share)}
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """The classifier's logits [N, K] of the real images, computed once a step."""
+        if batch.real_logits is None:
+            with torch.no_grad():
+                if batch.kind == "encode" and isinstance(self.perceptual, ClassifierDistance):
+                    found = self.classifier.forward_with_features(batch.images)
+                    batch.real_logits, batch.real_features = found
+                else:
+                    batch.real_logits = self.classifier(batch.images)
+        return batch.real_logits
+
+    def condition(self, batch: Batch) -> Tensor | None:
+        """What the generator is told of the real images' classes, C(x): [N, K], or None."""
+        if self.recipe.network.condition == "none":
+            return None
+        logits = self._logits(batch)
+        return logits if self.recipe.network.condition == "logits" else self.classifier.probabilities(logits)
+
+    def _score(self, images: Tensor, condition: Tensor | None) -> Tensor:
+        weights = condition if self.recipe.network.discriminator != "plain" else None
+        return conditional_score(self.networks.discriminator(images), weights)
+
+    def _w(self, images: Tensor, kind: StepKind, random: StepRandom) -> Tensor:
+        """w [N, D], or [N, L, D] with one a layer on z steps with style mixing."""
+        if kind != "sample":
+            assert self.networks.encoder is not None
+            w: Tensor = self.networks.encoder(images)
+            if kind == "swap":
+                share = random.uniform(len(w), 1)
+                w = share * w + (1 - share) * w[random.permutation(len(w))]
+            return w
+        mapping = self.networks.mapping
+        assert mapping is not None
+        count = len(images)
+        w = mapping(random.normal(count, mapping.z_features))
+        mapping.update_mean(w)
+        mixing = self.recipe.training.style_mixing
+        if mixing == 0:
+            return w
+        layers = self.networks.generator.synthesis.w_count
+        other = mapping(random.normal(count, mapping.z_features))
+        mixed = random.uniform(count, 1) < mixing
+        cut = 1 + (random.uniform(count, 1) * (layers - 1)).floor()
+        late = torch.arange(layers, device=w.device)[None] >= torch.where(mixed, cut, layers)
+        return torch.where(late[:, :, None], other[:, None], w[:, None])
+
+    def _synthesise(self, latents: Tensor, random: StepRandom) -> Tensor:
+        """Images of latents w ⊕ condition, with the recipe's noise."""
+        generator = self.networks.generator
+        noise = self.recipe.training.noise
+        maps = None
+        if noise == "random":
+            sizes = generator.synthesis.noise_shapes()
+            maps = [random.normal(len(latents), 1, size, size) for size in sizes]
+        images: Tensor = generator.synthesis(generator.styles(latents), noise, maps)
+        return images
+
+    def _generator(self, batch: Batch) -> Tensor:
+        weights = self.recipe.loss
+        condition = self.condition(batch)
+        w = self._w(batch.images, batch.kind, batch.random)
+        order = None
+        if batch.kind == "swap":
+            order = batch.random.permutation(len(w))
+            condition = None if condition is None else condition[order]
+        fake = self._synthesise(join(w, condition), batch.random)
+        batch.fake, batch.condition = fake.detach(), condition
+
+        adversarial = F.softplus(-self._score(fake, condition)).mean()
+        batch.statistics["adversarial"] = adversarial.detach()
+        loss = weights.adversarial * adversarial
+        if batch.kind == "sample":
+            return loss
+        loss = loss + self._faithfulness(batch, fake, order)
+        if weights.latent_l1 > 0:
+            assert self.networks.encoder is not None
+            latent = (self.networks.encoder(fake) - w).abs().mean()
+            batch.statistics[f"{batch.kind}/latent_l1"] = latent.detach()
+            loss = loss + weights.latent_l1 * latent
+        return loss
+
+    def _faithfulness(self, batch: Batch, fake: Tensor, order: Tensor | None) -> Tensor:
+        """To the class that was asked for, and on "encode" steps to the image."""
+        weights, note = self.recipe.loss, batch.statistics
+        activation = self.classifier.activation
+        target = self.classifier.probabilities(self._logits(batch))
+        target = target if order is None else target[order]
+        # With the classifier's own features as perceptual distance, one pass gives logits and features.
+        features = None
+        if batch.real_features is not None:
+            fake_logits, features = self.classifier.forward_with_features(fake)
+        else:
+            fake_logits = self.classifier(fake)
+        kl = divergence(fake_logits, target, activation)
+        note[f"{batch.kind}/kl"] = kl.detach()
+        note[f"{batch.kind}/agreement"] = agreement(fake_logits, target, activation)
+        loss = weights.kl * kl
+        if batch.kind == "encode":
+            l1 = (fake - batch.images).abs().mean()
+            note["l1"] = l1.detach()
+            loss = loss + weights.l1 * l1
+            if self.perceptual is not None:
+                if features is not None and batch.real_features is not None:
+                    perceptual = feature_distance(features, batch.real_features).mean()
+                else:
+                    perceptual = self.perceptual(fake, batch.images).mean()
+                note["perceptual"] = perceptual.detach()
+                loss = loss + weights.perceptual * perceptual
+        return loss
+
+    def _path_length(self, batch: Batch, share: float) -> Tensor:
+        """(‖Jᵀy‖ − a)², a a running mean (Karras et al. 2020, equation 4), on a part of the batch.
+
+        J is taken with respect to the whole latent w ⊕ condition, as in the study's code.
+        """
+        settings = self.recipe.loss
+        schedule = self.recipe.training.schedule
+        kind = batch.kind
+        if settings.path_length_in_turn:
+            kind = schedule[batch.step // settings.path_length_interval % len(schedule)]
+        count = max(1, len(batch.images) // settings.path_length_batch_shrink)
+        condition = self.condition(batch)
+        if condition is not None:
+            condition = condition[:count]
+        w = self._w(batch.images[:count], kind, batch.random)
+        if kind != "sample" and not settings.path_length_trains_encoder:
+            w = w.detach()
+        if kind == "swap" and condition is not None:
+            condition = condition[batch.random.permutation(count)]
+        if w.dim() == 2:
+            w = w[:, None].expand(-1, self.networks.generator.synthesis.w_count, -1)
+        latents = join(w, condition)
+        if not latents.requires_grad:
+            latents.requires_grad_(True)
+        fake = self._synthesise(latents, batch.random)
+        direction = batch.random.normal(*fake.shape) / fake.shape[-1]
+        (gradient,) = torch.autograd.grad((fake * direction).sum(), latents, create_graph=True)
+        lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
+        mean = self.path_length_mean.lerp(lengths.detach().mean(), 0.01 * share)
+        self.path_length_mean.copy_(mean)
+        batch.statistics["path_length"] = lengths.detach().mean()
+        return settings.path_length * (lengths - mean).square().mean()
+
+    def _discriminator(self, batch: Batch) -> Tensor:
+        assert batch.fake is not None
+        fake_score = self._score(batch.fake, batch.condition)
+        real_score = self._score(batch.images, self.condition(batch))
+        note = batch.statistics
+        note["score/fake"], note["score/real"] = fake_score.detach().mean(), real_score.detach().mean()
+        loss = F.softplus(fake_score).mean() + F.softplus(-real_score).mean()
+        note["discriminator"] = loss.detach()
+        return loss
+
+    def _r1(self, batch: Batch) -> Tensor:
+        """γ/2 · ‖∇ₓD(x)‖² on real images (Mescheder et al. 2018)."""
+        images = batch.images.detach().requires_grad_(True)
+        score = self._score(images, self.condition(batch))
+        (gradient,) = torch.autograd.grad(score.sum(), images, create_graph=True)
+        penalty = gradient.square().sum(dim=(1, 2, 3)).mean()
+        batch.statistics["r1"] = penalty.detach()
+        return self.recipe.loss.r1 / 2 * penalty
+
+
+def join(w: Tensor, condition: Tensor | None) -> Tensor:
+    """w ⊕ condition: [N, D] or [N, L, D] and [N, K] → [N, D + K] or [N, L, D + K]."""
+    if condition is None:
+        return w
+    wide = condition if w.dim() == 2 else condition[:, None].expand(-1, w.shape[1], -1)
+    return torch.cat([w, wide], dim=-1)
+
+
+@torch.no_grad()
+def thin_out_condition(
+    affine_weight: Tensor, condition_features: int, threshold: float, *, sums_to_one: bool = True
+) -> float:
+    """One L1 proximal step on the styles' dependence on the condition, in place. Ours, not the paper's.
+
+    In every row (one style coordinate) of affine_weight [T, D + K], the K columns that read the condition
+    keep their mean; their deviations from it are soft-thresholded by `threshold` (stored, not effective,
+    weights: the scale on which Adam steps by its learning rate). A coordinate whose deviations are all 0 does
+    not depend on the class, since the condition sums to one. Where it does not (logits, or labels that do not
+    exclude each other), the columns themselves are thresholded.
+
+    Returns:
+        Share of coordinates that no longer depend on the class.
+    """
+    columns = affine_weight[:, -condition_features:]
+    mean = columns.mean(dim=1, keepdim=True) if sums_to_one else torch.zeros_like(columns[:, :1])
+    deviation = F.softshrink(columns - mean, threshold)
+    columns.copy_(mean + deviation)
+    return float((deviation == 0).all(dim=1).float().mean())

@@ -1,0 +1,64 @@
+"""Random numbers of a training step, a function of seed and step: nothing to store, nothing to restore."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any parts, the same on every machine."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class StepRandom:
+    """Draws for one batch of one step. Drawn on the CPU, so that every device sees the same numbers."""
+
+    def __init__(self, seed: int, step: int, part: int, device: torch.device) -> None:
+        self._generator = torch.Generator().manual_seed(derive_seed(seed, "step", step, part))
+        self._device = device
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._generator).to(self._device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self._generator).to(self._device)
+
+    def permutation(self, count: int) -> Tensor:
+        return torch.randperm(count, generator=self._generator).to(self._device)
+
+
+class DataOrder:
+    """Which images a batch holds: every epoch a fresh permutation that depends on seed and epoch alone.
+
+    Batches run on across epochs, so none is cut short; the place in the data is only a number of images.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count = count
+        self._seed = seed
+        self._cached: tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]] | None = None
+
+    def _epoch(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        if self._cached is None or self._cached[0] != epoch:
+            generator = np.random.default_rng(derive_seed(self._seed, "epoch", epoch))
+            self._cached = (epoch, generator.permutation(self._count).astype(np.int64))
+        return self._cached[1]
+
+    def indices(self, first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Indices of images number `first` to `first + count − 1` of the endless sequence."""
+        numbers = np.arange(first, first + count)
+        result = np.empty(count, np.int64)
+        for epoch in range(int(numbers[0] // self._count), int(numbers[-1] // self._count) + 1):
+            inside = numbers // self._count == epoch
+            result[inside] = self._epoch(epoch)[numbers[inside] % self._count]
+        return result
+
+    def mirrored(self, first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which of those images are flipped left to right: a fair coin for each image and epoch."""
+        generator = np.random.default_rng(derive_seed(self._seed, "mirror", first))
+        return generator.random(count) < 0.5

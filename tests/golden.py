@@ -1,0 +1,27 @@
+"""The golden networks: state dicts in two public layouts, and what the originals made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-4
+
+
+def load(name: str) -> dict[str, Tensor]:
+    """Every tensor of one file; keys `G.…` and `D.…` are state-dict entries."""
+    with np.load(Path(__file__).parent / "data" / f"{name}_tiny.npz", allow_pickle=False) as archive:
+        return {key: torch.from_numpy(archive[key]) for key in archive.files}
+
+
+def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def assert_equal(value: Tensor, expected: Tensor) -> None:
+    """Equal to the tolerance that the project promises, absolute."""
+    torch.testing.assert_close(value, expected, rtol=0, atol=TOLERANCE)

@@ -1,0 +1,489 @@
+"""Losses against closed forms, other libraries and slow loops; gradients where they belong, nowhere else."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import rel_entr
+from scipy.stats import entropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import training_problems as problems
+from stylex.config import Recipe, StepKind
+from stylex.networks import conditional_score
+from stylex.training.loop import Trainer
+from stylex.training.losses import (
+    Batch,
+    Phase,
+    StylexLoss,
+    agreement,
+    divergence,
+    join,
+    phases,
+    thin_out_condition,
+)
+from stylex.training.randomness import StepRandom
+
+CPU = torch.device("cpu")
+
+
+def fresh_random(step: int = 0) -> StepRandom:
+    return StepRandom(0, step, 0, CPU)
+
+
+def make_batch(kind: StepKind, count: int = 4, step: int = 0) -> Batch:
+    return Batch(problems.images().batch(range(count)), kind, fresh_random(step), step)
+
+
+# Divergence and agreement
+
+
+def test_divergence_is_kl_of_the_target_from_the_classifier() -> None:
+    """KL(C(x) ‖ C(G)), as scipy has it; the two directions differ, so a swap would show."""
+    logits, target = torch.randn(5, 3), torch.randn(5, 3).mul(2).softmax(dim=1)
+    expected = np.mean(
+        [entropy(p, q) for p, q in zip(target.numpy(), logits.softmax(1).numpy(), strict=True)]
+    )
+    other_way = np.mean(
+        [entropy(q, p) for p, q in zip(target.numpy(), logits.softmax(1).numpy(), strict=True)]
+    )
+    assert float(divergence(logits, target, "softmax")) == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - other_way) > 0.01 * expected
+
+
+def test_divergence_of_labels_is_summed_over_them() -> None:
+    logits, target = torch.randn(5, 3), torch.rand(5, 3)
+    q = logits.sigmoid().double().numpy()
+    p = target.double().numpy()
+    expected = (rel_entr(p, q) + rel_entr(1 - p, 1 - q)).sum(axis=1).mean()
+    assert float(divergence(logits, target, "sigmoid")) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_divergence_is_0_where_both_agree_and_finite_where_the_target_is_certain(activation: str) -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.0, 3.0]], requires_grad=True)
+    same = logits.softmax(1) if activation == "softmax" else logits.sigmoid()
+    assert float(divergence(logits.detach(), same.detach(), activation)) == pytest.approx(0, abs=1e-6)
+    certain = divergence(logits, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), activation)
+    certain.backward()
+    assert bool(certain.isfinite())
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+
+
+def test_agreement_counts_classes_or_labels() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.0, 3.0], [1.0, 2.0], [4.0, 3.0]])
+    target = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.6, 0.4]])
+    assert float(agreement(logits, target, "softmax")) == 0.75
+    assert float(agreement(logits, target, "sigmoid")) == (2 + 0 + 1 + 1) / 8
+
+
+# The score of a conditioned discriminator
+
+
+def test_conditional_scores() -> None:
+    outputs = torch.tensor([[1.0, 2.0, 4.0], [3.0, 5.0, 7.0]])
+    condition = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    assert conditional_score(outputs[:, 1:], condition).tolist() == [0.25 * 2 + 0.75 * 4, 5.0]
+    assert conditional_score(outputs, condition).tolist() == [1 + 3.5, 3 + 5.0]
+    assert conditional_score(outputs[:, :1], condition).tolist() == [1.0, 3.0]
+
+
+# Closed forms with linear networks
+
+
+class Linear(nn.Module):
+    """D_k(x) = a_k · x, for every output k."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, 3, 4, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.linear(images.flatten(1), self.weight.flatten(1))
+
+
+def stub_classifier(logits: Tensor) -> Any:
+    class Stub:
+        activation = "softmax"
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return logits[: len(images)]
+
+        def probabilities(self, values: Tensor) -> Tensor:
+            return values.softmax(dim=1)
+
+    return Stub()
+
+
+def linear_loss(recipe: Recipe, discriminator: nn.Module, logits: Tensor, **parts: Any) -> StylexLoss:
+    generator = parts.pop("generator", nn.Linear(1, 1))
+    networks: Any = SimpleNamespace(discriminator=discriminator, generator=generator, **parts)
+    return StylexLoss(networks, stub_classifier(logits), None, recipe)
+
+
+@pytest.mark.parametrize(("kind", "outputs"), [("plain", 1), ("classes", 2), ("real+classes", 3)])
+def test_r1_of_a_linear_discriminator(kind: str, outputs: int) -> None:
+    """∇ₓ Σ wₖaₖ·x = Σ wₖaₖ, so the penalty is γ/2 · mean ‖Σ wₖaₖ‖², times the interval."""
+    recipe = problems.recipe("fast", [f"network.discriminator={kind}", "loss.r1=6", "loss.r1_interval=5"])
+    discriminator, logits = Linear(outputs), torch.randn(3, 2)
+    loss = linear_loss(recipe, discriminator, logits)
+    batch = Batch(torch.randn(3, 3, 4, 4), "encode", fresh_random())
+    loss.accumulate_gradients(Phase("r1", "discriminator", 5), batch, gain=0.5)
+
+    condition = logits.softmax(dim=1)
+    weights = {
+        "plain": torch.ones(3, 1),
+        "classes": condition,
+        "real+classes": torch.cat([torch.ones(3, 1), condition], dim=1),
+    }[kind]
+    slopes = torch.einsum("nk,kchw->nchw", weights, discriminator.weight.detach())
+    penalty = slopes.square().sum(dim=(1, 2, 3)).mean()
+    assert float(batch.statistics["r1"]) == pytest.approx(float(penalty), rel=1e-5)
+    # d/daₖ of 6/2 · 5 · 0.5 · mean ‖Σ wₖaₖ‖²
+    expected = 3 * 5 * 0.5 * 2 * torch.einsum("nk,nchw->kchw", weights, slopes) / 3
+    torch.testing.assert_close(discriminator.weight.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+class LinearGenerator(nn.Module):
+    """Image = A · (latents of all layers in a row); the styles are those latents."""
+
+    latent_size = 3
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(3 * 4 * 4, layers * width))
+        self.synthesis: Any = self._synthesis()
+        self.synthesis.w_count = layers
+
+    def _synthesis(self) -> Any:
+        class Synthesis:
+            def __call__(_, styles: Tensor, noise: str, maps: object) -> Tensor:  # noqa: N805
+                assert (noise, maps) == ("none", None)
+                return F.linear(styles, self.matrix).reshape(-1, 3, 4, 4)
+
+        return Synthesis()
+
+    def styles(self, latents: Tensor) -> Tensor:
+        return latents.flatten(1)
+
+
+@pytest.mark.parametrize("condition", ["probabilities", "none"])
+def test_path_length_of_a_linear_generator(condition: str) -> None:
+    """J = A whatever the latent, so ‖Jᵀy‖ = √(mean over layers of ‖(Aᵀy) of the layer‖²)."""
+    wiring = [] if condition != "none" else ["sparsity.threshold=0", "training.schedule=[encode]"]
+    recipe = problems.recipe(
+        "fast",
+        [
+            f"network.condition={condition}",
+            "network.discriminator=plain",
+            "loss.path_length=3",
+            "loss.path_length_batch_shrink=2",
+            *wiring,
+        ],
+    )
+    layers, width = 5, 2 + (2 if condition != "none" else 0)
+    generator = LinearGenerator(layers, width)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    loss = linear_loss(recipe, Linear(1), torch.randn(6, 2), generator=generator, encoder=encoder)
+    loss.path_length_mean.fill_(0.5)
+    batch = Batch(torch.randn(6, 3, 4, 4), "encode", fresh_random())
+    loss.accumulate_gradients(Phase("path_length", "generator", 4), batch, gain=0.25)
+
+    y = fresh_random().normal(3, 3, 4, 4) / 4
+    matrix = generator.matrix.detach().clone().requires_grad_(True)
+    slopes = (y.flatten(1) @ matrix).reshape(3, layers, width)
+    lengths = slopes.square().sum(dim=2).mean(dim=1).sqrt()
+    mean = 0.5 + 0.01 * 0.25 * (lengths.detach().mean() - 0.5)
+    assert float(batch.statistics["path_length"]) == pytest.approx(float(lengths.detach().mean()), rel=1e-5)
+    assert float(loss.path_length_mean) == pytest.approx(float(mean), rel=1e-6)
+    (3 * 4 * 0.25 * (lengths - mean).square().mean()).backward()
+    torch.testing.assert_close(generator.matrix.grad, matrix.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_adversarial_losses_are_non_saturating_logistic() -> None:
+    recipe = problems.recipe("fast", ["loss.adversarial=0.5"])
+    discriminator, logits = Linear(3), torch.randn(4, 2)
+    loss = linear_loss(recipe, discriminator, logits)
+    condition = logits.softmax(dim=1)
+    real, fake = torch.randn(4, 3, 4, 4), torch.randn(4, 3, 4, 4)
+    batch = Batch(real, "encode", fresh_random(), fake=fake, condition=condition.flip(0))
+    loss.accumulate_gradients(Phase("discriminator", "discriminator"), batch)
+    outputs_real, outputs_fake = discriminator(real).detach(), discriminator(fake).detach()
+    score_real = outputs_real[:, 0] + (outputs_real[:, 1:] * condition).sum(dim=1)
+    score_fake = outputs_fake[:, 0] + (outputs_fake[:, 1:] * condition.flip(0)).sum(dim=1)
+    expected = (1 + score_fake.exp()).log().mean() + (1 + (-score_real).exp()).log().mean()
+    assert float(batch.statistics["discriminator"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(batch.statistics["score/real"]) == pytest.approx(float(score_real.mean()), rel=1e-5)
+
+
+# The generator's losses on real networks
+
+
+def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, float], Batch]:
+    """The generator's loss with every term computed anew from the images that it made."""
+    loss, weights = trainer.loss, trainer.recipe.loss
+    batch = make_batch(kind)
+    total = float(loss._generator(batch).detach())
+    assert batch.fake is not None
+    classifier = trainer.classifier
+    with torch.no_grad():
+        networks = trainer.state.networks
+        random = fresh_random()
+        target = classifier(batch.images)
+        scored = batch.condition
+        values = {
+            "adversarial": F.softplus(-conditional_score(networks.discriminator(batch.fake), scored)).mean()
+        }
+        if kind != "sample":
+            assert networks.encoder is not None
+            w = networks.encoder(batch.images)
+            if kind == "swap":
+                share = random.uniform(4, 1)
+                w = share * w + (1 - share) * w[random.permutation(4)]
+                target = target[random.permutation(4)]
+            p, q = target.softmax(1), classifier(batch.fake).softmax(1)
+            values["kl"] = torch.from_numpy(rel_entr(p.numpy(), q.numpy())).sum(dim=1).mean()
+            values["latent_l1"] = (networks.encoder(batch.fake) - w).abs().mean()
+        if kind == "encode":
+            values["l1"] = (batch.fake - batch.images).abs().mean()
+            assert loss.perceptual is not None
+            values["perceptual"] = loss.perceptual(batch.fake, batch.images).mean()
+    expected = {key: float(value) * getattr(weights, key) for key, value in values.items()}
+    return total, expected, batch
+
+
+@pytest.mark.parametrize("kind", ["encode", "swap"])
+def test_generator_loss_of_fast_is_the_weighted_sum_of_its_terms(tmp_path: Path, kind: StepKind) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "fast")
+    total, terms, batch = term_by_term(trainer, kind)
+    assert total == pytest.approx(sum(terms.values()), rel=1e-4)
+    assert set(terms) == {"adversarial", "kl", "latent_l1"} | (
+        {"l1", "perceptual"} if kind == "encode" else set()
+    )
+    assert min(terms.values()) > 0.001
+    classes = trainer.classifier.probabilities(trainer.classifier(batch.images))
+    assert batch.condition is not None
+    if kind == "encode":
+        torch.testing.assert_close(batch.condition, classes)
+    else:
+        order = fresh_random()
+        order.uniform(4, 1)
+        order.permutation(4)
+        torch.testing.assert_close(batch.condition, classes[order.permutation(4)])
+
+
+def test_on_z_steps_there_is_the_adversarial_loss_alone(tmp_path: Path) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "stylex")
+    total, terms, batch = term_by_term(trainer, "sample")
+    assert total == pytest.approx(terms["adversarial"], rel=1e-5)
+    assert set(batch.statistics) == {"adversarial"}
+    # … and the condition is the class of the real images of the batch.
+    classes = trainer.classifier.probabilities(trainer.classifier(batch.images))
+    assert batch.condition is not None
+    torch.testing.assert_close(batch.condition, classes)
+
+
+def test_the_condition_is_what_the_recipe_says(tmp_path: Path) -> None:
+    logits = problems.classifier()(problems.images().batch(range(4)))
+    for name, expected in (("study", logits), ("stylex", logits.softmax(dim=1)), ("stylegan2", None)):
+        trainer = problems.make_trainer(tmp_path / name, name)
+        found = trainer.loss.condition(make_batch("sample"))
+        if expected is None:
+            assert found is None
+        else:
+            torch.testing.assert_close(found, expected)
+
+
+def test_logits_as_condition_leave_the_target_of_kl_a_probability(tmp_path: Path) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "study")
+    batch = make_batch("encode")
+    trainer.loss._generator(batch)
+    assert batch.fake is not None
+    classifier = trainer.classifier
+    p = classifier(batch.images).softmax(1).detach().numpy()
+    q = classifier(batch.fake).softmax(1).detach().numpy()
+    expected = rel_entr(p, q).sum(axis=1).mean()
+    assert float(batch.statistics["encode/kl"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_stylegan2_never_asks_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "stylegan2")
+    monkeypatch.setattr(trainer.loss, "_logits", lambda batch: pytest.fail("asked"))
+    trainer.step()
+
+
+def test_condition_reaches_the_generator_beside_w() -> None:
+    w, condition = torch.randn(2, 3), torch.rand(2, 2)
+    assert join(w, None) is w
+    assert join(w, condition).tolist() == [
+        [*a, *b] for a, b in zip(w.tolist(), condition.tolist(), strict=True)
+    ]
+    wide = join(w[:, None].expand(-1, 4, -1), condition)
+    assert wide.shape == (2, 4, 5)
+    assert bool((wide == join(w, condition)[:, None]).all())
+
+
+# Style mixing
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_style_mixing_gives_the_later_layers_another_latent(tmp_path: Path, share: float) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "stylex", [f"training.style_mixing={share}"])
+    loss = trainer.loss
+    layers = loss.networks.generator.synthesis.w_count
+    w = loss._w(torch.zeros(400, 3, 16, 16), "sample", fresh_random()).detach()
+    if share == 0:
+        assert w.dim() == 2
+        return
+    changes = (w[:, 1:] != w[:, :-1]).any(dim=2)
+    assert bool((changes.sum(dim=1) <= 1).all())  # at most one cut, and early layers share one latent
+    assert float(changes.any(dim=1).float().mean()) == pytest.approx(share, abs=0.1)
+    cuts = changes.float().argmax(dim=1)[changes.any(dim=1)]
+    assert set(cuts.tolist()) == set(range(layers - 1))  # every cut occurs
+
+
+# Who learns from what
+
+
+EXPECTED = {
+    ("fast", "generator", "encode"): {"generator", "encoder"},
+    ("fast", "generator", "swap"): {"generator", "encoder"},
+    ("fast", "path_length", "encode"): {"generator", "encoder"},
+    ("fast", "discriminator", "swap"): {"discriminator"},
+    ("fast", "r1", "encode"): {"discriminator"},
+    ("stylex", "generator", "encode"): {"generator", "encoder"},
+    ("stylex", "generator", "sample"): {"generator", "mapping"},
+    ("stylex", "discriminator", "sample"): {"discriminator"},
+    ("study", "generator", "encode"): {"generator", "encoder"},
+    ("study", "path_length", "encode"): {"generator"},
+    ("stylegan2", "generator", "sample"): {"generator", "mapping"},
+    ("stylegan2", "path_length", "sample"): {"generator", "mapping"},
+    ("stylegan2", "r1", "sample"): {"discriminator"},
+}
+
+
+@pytest.mark.parametrize(("name", "phase", "kind"), EXPECTED)
+def test_gradients_reach_only_the_parts_that_the_phase_trains(
+    tmp_path: Path, name: str, phase: str, kind: StepKind
+) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", name)
+    found = next(entry for entry in trainer.phases if entry.name == phase)
+    batch = make_batch(kind)
+    if found.optimiser == "discriminator":
+        batch.fake, batch.condition = torch.rand_like(batch.images), trainer.loss.condition(batch)
+    for optimiser, parameters in trainer.parameters.items():
+        for parameter in parameters:
+            parameter.requires_grad_(optimiser == found.optimiser)
+    trainer.loss.accumulate_gradients(found, batch)
+    parts = trainer.state.networks.parts()
+    touched = {
+        part
+        for part, network in parts.items()
+        if any(
+            parameter.grad is not None and bool(parameter.grad.any()) for parameter in network.parameters()
+        )
+    }
+    assert touched == EXPECTED[name, phase, kind]
+    assert all(parameter.grad is None for parameter in trainer.classifier.parameters())
+
+
+def test_path_length_takes_the_kinds_in_turn(tmp_path: Path) -> None:
+    """At every fourth step the step's own kind is always "encode"; the recipe takes z every other time."""
+    trainer = problems.make_trainer(tmp_path / "run", "stylex")
+    seen = []
+    original = trainer.loss._w
+
+    def note(images: Tensor, kind: StepKind, random: StepRandom) -> Tensor:
+        seen.append(kind)
+        return original(images, kind, random)
+
+    trainer.loss._w = note  # type: ignore[method-assign]
+    for step in (0, 4, 8, 12):
+        trainer.loss._path_length(make_batch("encode", step=step), 1.0)
+    assert seen == ["encode", "sample", "encode", "sample"]
+    seen.clear()
+    trainer.loss.recipe = problems.recipe("stylex", ["loss.path_length_in_turn=false"])
+    for step in (0, 4, 8, 12):
+        trainer.loss._path_length(make_batch("encode", step=step), 1.0)
+    assert seen == ["encode"] * 4
+
+
+def test_phases_are_data() -> None:
+    fast = phases(problems.recipe("fast"))
+    assert [(phase.name, phase.optimiser, phase.interval) for phase in fast] == [
+        ("generator", "generator", 1),
+        ("path_length", "generator", 16),
+        ("discriminator", "discriminator", 1),
+        ("r1", "discriminator", 16),
+    ]
+    bare = phases(problems.recipe("fast", ["loss.r1=0", "loss.path_length=0"]))
+    assert [phase.name for phase in bare] == ["generator", "discriminator"]
+    late = next(phase for phase in phases(problems.recipe("vdv")) if phase.name == "path_length")
+    assert late.start_images == 160_000
+
+
+# Sparse dependence on the condition
+
+
+def slow_thin_out(weight: Tensor, features: int, threshold: float, sums_to_one: bool) -> tuple[Tensor, float]:
+    result, free = weight.clone(), 0
+    for row in range(len(weight)):
+        columns = [float(value) for value in weight[row, -features:]]
+        mean = sum(columns) / features if sums_to_one else 0.0
+        deviations = []
+        for value in columns:
+            deviation = value - mean
+            deviations.append(math.copysign(max(abs(deviation) - threshold, 0.0), deviation))
+        free += all(deviation == 0 for deviation in deviations)
+        for column, deviation in enumerate(deviations):
+            result[row, weight.shape[1] - features + column] = mean + deviation
+    return result, free / len(weight)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 5])
+@pytest.mark.parametrize("sums_to_one", [True, False])
+def test_thinning_out_equals_a_loop(classes: int, sums_to_one: bool) -> None:
+    weight = torch.randn(200, 6 + classes, dtype=torch.float64)
+    expected, share = slow_thin_out(weight, classes, 0.6, sums_to_one)
+    found = thin_out_condition(weight, classes, 0.6, sums_to_one=sums_to_one)
+    torch.testing.assert_close(weight, expected)
+    assert found == pytest.approx(share)
+    assert share > 0
+
+
+def test_thinned_out_styles_do_not_depend_on_the_class() -> None:
+    weight = torch.randn(20, 4 + 3)
+    thin_out_condition(weight, 3, 100.0)
+    w, one, other = torch.randn(4), torch.tensor([0.2, 0.3, 0.5]), torch.tensor([1.0, 0.0, 0.0])
+    torch.testing.assert_close(weight @ torch.cat([w, one]), weight @ torch.cat([w, other]))
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"), [(999, None), (1000, 0.0), (1500, 0.25), (2000, 0.5), (90_000, 0.5)]
+)
+def test_sparsity_starts_ramps_and_follows_the_rate(
+    tmp_path: Path, images: int, expected: float | None
+) -> None:
+    """Threshold 1, half the learning rate: from 1,000 images on, in full after 1,000 more."""
+    settings = ["sparsity.threshold=1", "sparsity.start_kimg=1", "sparsity.ramp_kimg=1"]
+    trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
+    weight = trainer.state.networks.generator.affine_weight
+    before = weight.detach().clone()
+    generator, other = trainer.phases[0], trainer.phases[2]
+    assert trainer.loss.after_update(other, images, 0.5) == {}
+    found = trainer.loss.after_update(generator, images, 0.5)
+    if expected is None:
+        assert found == {}
+        assert bool((weight == before).all())
+        return
+    reference, share = slow_thin_out(before, 2, expected, True)
+    torch.testing.assert_close(weight.detach(), reference)
+    assert float(found["class_free_styles"]) == pytest.approx(share)

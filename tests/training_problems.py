@@ -1,0 +1,92 @@
+"""A training so small that a step takes milliseconds: 16 px, few channels, random pictures and classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stylex.classifiers import Classifier
+from stylex.classifiers.architectures import SmallCNN
+from stylex.config import Recipe, RunConfig, load_recipe
+from stylex.data.images import ImageSet
+from stylex.hardware import Hardware
+from stylex.run import Run
+from stylex.training.loop import Trainer
+
+torch.set_num_threads(
+    1
+)  # tests run beside each other; threads that wait for each other cost more than they give
+
+RESOLUTION = 16
+
+HARDWARE = Hardware(torch.device("cpu"), torch.float32, 1, "for tests")
+
+RECIPES = ("fast", "study", "stylegan2", "stylex", "vdv")
+
+TINY = (
+    "network.channel_base=128",
+    "network.channel_max=8",
+    "network.encoder_channel_base=null",
+    "network.encoder_channel_max=8",
+    "network.encoder_hidden=null",
+    "network.discriminator_channel_base=null",
+    "network.latent_features=8",
+    "network.z_features=8",
+    "network.mapping_layers=2",
+    "training.batch_size=4",
+    "training.log_kimg=0.008",
+    "training.sample_kimg=0.02",
+    "training.checkpoint_kimg=0.012",
+    "training.total_kimg=0.04",
+)
+
+
+def recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
+    """A published recipe with tiny networks; the classifier's features stand in for what is downloaded."""
+    perceptual = () if name == "stylegan2" else ("loss.perceptual_network=classifier",)
+    return load_recipe(name, [*TINY, *perceptual, *assignments])
+
+
+def images(count: int = 12, resolution: int = RESOLUTION, seed: int = 0) -> ImageSet:
+    """Blobs of two colours on noise."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 80, (count, resolution, resolution, 3), dtype=np.uint8)
+    for number in range(count):
+        pixels[number, 2 : 2 + resolution // 2, 3 : 3 + resolution // 2, number % 2] = 230
+    names = tuple(f"{number}.png" for number in range(count))
+    return ImageSet(images=pixels, names=names, labels=None, class_names=None, factors={})
+
+
+def classifier(seed: int = 0, **options: Any) -> Classifier:
+    """A small convolutional network with random weights, frozen; its logits differ from image to image."""
+    torch.manual_seed(seed)
+    about = {"class_names": ("a", "b"), "input_size": RESOLUTION} | options
+    network = SmallCNN(len(about["class_names"]), (4, 4, 8, 8)).eval()
+    explained = Classifier(network, architecture="small_cnn", **about).freeze()
+    with torch.no_grad():
+        logits = explained(torch.cat([images().batch(range(12)), torch.rand(12, 3, RESOLUTION, RESOLUTION)]))
+        network.head.weight.mul_(2 / logits.std(dim=0)[:, None])
+        network.head.bias.mul_(2 / logits.std(dim=0)).sub_(logits.mean(dim=0) * 2 / logits.std(dim=0))
+    return explained
+
+
+def make_run(path: Path, name: str, assignments: Sequence[str] = (), *, resolution: int = RESOLUTION) -> Run:
+    """A new run directory for a tiny recipe."""
+    config = RunConfig(
+        experiment="test",
+        data="none",
+        classifier="none",
+        resolution=resolution,
+        recipe=recipe(name, assignments),
+    )
+    return Run.create(path, config)
+
+
+def make_trainer(path: Path, name: str, assignments: Sequence[str] = (), **options: Any) -> Trainer:
+    """A trainer of a new run, not yet begun."""
+    explained = options.pop("classifier", None) or classifier()
+    return Trainer(make_run(path, name, assignments), images(), explained, HARDWARE, images(3))
