@@ -33,10 +33,10 @@ def photo(seed: int = 0) -> np.ndarray:
 
 
 def test_few_colours_are_kept_exactly(tmp_path: Path) -> None:
-    before = np.zeros((16, 16, 3), np.uint8)
-    before[..., 0] = np.arange(16) * 16
+    numbers = np.arange(256, dtype=np.uint8).reshape(16, 16) // 2
+    before = np.stack([numbers, 255 - numbers, numbers // 3], axis=-1)
     after = before.copy()
-    after[4:9, 3:7] = (1, 250, 3)
+    after[4:9, 3:7] = (251, 250, 3)
     write_gif(tmp_path / "a.gif", before, after)
     first, second = frames(tmp_path / "a.gif")
     np.testing.assert_array_equal(first, before)

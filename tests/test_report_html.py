@@ -211,6 +211,11 @@ def test_contents_list_every_section_and_attribute(page: Page) -> None:
     assert {"#overview", "#reconstruction", "#repeat"} <= set(links)
 
 
+def test_nested_provenance_stands_in_the_table(page: Page) -> None:
+    assert "nested · hash sha256:abc" in page.text
+    assert "list one, two" in page.text
+
+
 def test_warnings_stand_before_the_attributes() -> None:
     text = render_html(report_content())
     assert text.index("warning-one") < text.index('class="glance"') < text.index('id="target-1"')

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import vgg
 
 import training_problems as problems
 from stylex.classifiers import Classifier
@@ -298,14 +299,14 @@ def slow_lpips(features: nn.Module, ends: list[int], name: str, one: Tensor, oth
 @pytest.mark.parametrize(
     ("backbone", "build", "ends"),
     [
-        ("squeeze", torchvision.models.squeezenet1_1, [2, 5, 8, 10, 11, 12, 13]),
-        ("alex", torchvision.models.alexnet, [2, 5, 8, 10, 12]),
-        ("vgg", torchvision.models.vgg16, [4, 9, 16, 23, 30]),
+        ("squeeze", lambda: torchvision.models.squeezenet1_1().features, [2, 5, 8, 10, 11, 12, 13]),
+        ("alex", lambda: torchvision.models.alexnet().features, [2, 5, 8, 10, 12]),
+        ("vgg", lambda: vgg.make_layers(vgg.cfgs["D"]), [4, 9, 16, 23, 30]),
     ],
 )
 def test_lpips_with_a_weights_file(torch_home: Path, backbone: str, build: Any, ends: list[int]) -> None:
     torch.manual_seed(1)
-    features = build(weights=None).features.eval().requires_grad_(False)
+    features = build().eval().requires_grad_(False)
     file = torch_home / LPIPS_BACKBONES[backbone].url.rpartition("/")[2]
     torch.save({f"features.{key}": value for key, value in features.state_dict().items()}, file)
     distance = load_perceptual(f"lpips-{backbone}", problems.classifier(), 64)

@@ -76,6 +76,10 @@ class LossSettings(Settings):
     """Weights of the generator's losses, and the two lazy regularisers."""
 
     adversarial: NonNegative = 1.0
+    adversarial_start_kimg: NonNegative = Field(
+        0.0, description="until then only encode steps, without discriminator and path length"
+    )
+    adversarial_ramp_kimg: NonNegative = Field(0.0, description="over which the adversarial weight then rises")
     l1: NonNegative = 0.1
     perceptual: NonNegative = 0.1
     perceptual_network: Literal[
@@ -117,6 +121,7 @@ class TrainingSettings(Settings):
     final_learning_rate_share: float = Field(1.0, gt=0, le=1, description="linear decay over the last fifth")
     betas: tuple[Beta, Beta] = (0.0, 0.99)
     encoder_betas: tuple[Beta, Beta] | None = Field(None, description="by default as betas")
+    discriminator_betas: tuple[Beta, Beta] | None = Field(None, description="by default as betas")
     discriminator_learning_rate: Positive | None = Field(None, description="by default as learning_rate")
     lazy_adam: bool = Field(
         True,

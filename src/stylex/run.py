@@ -223,6 +223,17 @@ class Run:
         return self.path / "model.safetensors"
 
     @property
+    def data_source(self) -> str:
+        """Where the run's images come from: its own folder of images where it carries one, else config.data."""
+        own = self.path / "images"
+        return str(own) if own.is_dir() else self.config.data
+
+    @property
+    def judge_file(self) -> Path:
+        """An independently trained classifier of the same classes that confirms flips or does not; optional."""
+        return self.path / "judge.safetensors"
+
+    @property
     def classifier_file(self) -> Path:
         return self.path / "classifier.safetensors"
 

@@ -75,7 +75,10 @@ class StyleSpace:
         return self.high if direction else self.low
 
     def shift(
-        self, styles: Tensor, changes: Iterable[DirectedCoordinate] | Mapping[DirectedCoordinate, float], by: float = 1.0
+        self,
+        styles: Tensor,
+        changes: Iterable[DirectedCoordinate] | Mapping[DirectedCoordinate, float],
+        by: float = 1.0,
     ) -> Tensor:
         """Styles with coordinates moved towards the ends of their ranges; a new tensor [N, T].
 
@@ -111,5 +114,9 @@ class StyleSpace:
 def searchable_positions(layout: Sequence[StyleLayer]) -> Tensor:
     """Positions in the style vector [T] of the searchable coordinates, in order: [S]."""
     return torch.cat(
-        [torch.arange(place.offset, place.offset + place.channels) for place in layout if place.kind == "conv"]
+        [
+            torch.arange(place.offset, place.offset + place.channels)
+            for place in layout
+            if place.kind == "conv"
+        ]
     )

@@ -79,7 +79,8 @@ class Findings:
             "coordinates": self.coordinates,
             "settings": self.settings.model_dump(mode="json"),
             "attributes": {
-                target: [attribute.to_json() for attribute in found] for target, found in self.attributes.items()
+                target: [attribute.to_json() for attribute in found]
+                for target, found in self.attributes.items()
             },
             "merged": [list(change) for change in self.merged],
         }
@@ -88,7 +89,10 @@ class Findings:
     def from_json(cls, content: Mapping[str, Any]) -> Findings:
         """The inverse of `to_json`."""
         return cls(
-            {target: tuple(Attribute(**entry) for entry in found) for target, found in content["attributes"].items()},
+            {
+                target: tuple(Attribute(**entry) for entry in found)
+                for target, found in content["attributes"].items()
+            },
             tuple((int(direction), int(coordinate)) for direction, coordinate in content["merged"]),
             content["images"],
             content["unstable_images"],
@@ -140,7 +144,7 @@ def find_attributes(
     found: dict[str, tuple[Attribute, ...]] = {}
     picks: dict[int, list[DirectedCoordinate]] = {}
     for target, name in enumerate(class_names):
-        others = in_class(before, target, activation) == False  # noqa: E712
+        others = ~in_class(before, target, activation)
         images = others & keep
         if not images.any():
             raise DataError(
@@ -173,24 +177,40 @@ def _select(
     images: npt.NDArray[np.bool_],
     accept: Callable[[int, int], bool] | None,
 ) -> list[DirectedCoordinate]:
-    check = None if accept is None else lambda coordinate: accept(target, coordinate)
-    if settings.method == "subset":
-        return select_subset(
-            effects, target, settings.count, settings.max_image_effect, images=images, accept=check
+    """Up to `count` coordinates, each once.
+
+    *Subset* and *removal* end when every image is explained, which strong coordinates do after a few picks. Then
+    another round begins with what is left and all images unexplained again, so that a ranking is as long as was
+    asked for; the published result is its first round.
+    """
+    chosen: list[DirectedCoordinate] = []
+
+    def open_(coordinate: int) -> bool:
+        if any(coordinate == taken for _, taken in chosen):
+            return False
+        return accept is None or accept(target, coordinate)
+
+    if settings.method == "independent":
+        return select_independent(
+            effects,
+            target,
+            settings.count,
+            settings.independent_threshold,
+            settings.independent_min_share,
+            images=images,
+            accept=open_,
         )
-    if settings.method == "removal":
-        return select_removal(
-            effects, target, settings.count, settings.max_image_effect, images=images, accept=check
+    select = select_subset if settings.method == "subset" else select_removal
+    while len(chosen) < settings.count:
+        limit = settings.count - len(chosen)
+        found = select(effects, target, limit, settings.max_image_effect, images=images, accept=open_)
+        fresh = list(
+            {coordinate: (direction, coordinate) for direction, coordinate in reversed(found)}.values()
         )
-    return select_independent(
-        effects,
-        target,
-        settings.count,
-        settings.independent_threshold,
-        settings.independent_min_share,
-        images=images,
-        accept=check,
-    )
+        if not fresh:
+            break
+        chosen += reversed(fresh)
+    return chosen
 
 
 def _attribute(

@@ -31,7 +31,13 @@ class DiscriminatorFilter:
     def __init__(
         self, model: Model, space: StyleSpace, styles: Tensor, effects: npt.NDArray[Any], limit: float
     ) -> None:
-        self._model, self._space, self._styles, self._effects, self._limit = model, space, styles, effects, limit
+        self._model, self._space, self._styles, self._effects, self._limit = (
+            model,
+            space,
+            styles,
+            effects,
+            limit,
+        )
         self._before = self._score(styles)
         self._accepts = cache(self._judge)
 

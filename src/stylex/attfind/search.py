@@ -26,6 +26,9 @@ from stylex.stylespace import StyleSpace
 SHARD_IMAGES = 4
 """Images whose effects are written at once; what a killed search loses at most."""
 
+POOL_FACTOR = 4
+"""Images encoded for each that is wanted, so that rare classes are found too."""
+
 SAMPLED_POOL = 4000
 """Latents sampled for a model without an encoder, from which the images of each class are taken."""
 
@@ -62,9 +65,11 @@ def discover(model: Model, images: ImageSet | None, settings: AttFindSettings, s
     else:
         if images is None or not len(images):
             raise DataError("there are no discovery images to search on")
-        pool = min(len(images), 8 * settings.images_per_class * len(model.class_names))
-        latents, _ = model.encode(images.batch(np.arange(pool)))
-        names = images.names[:pool]
+        # A random part, the same for a seed: sources are often sorted by class.
+        size = min(len(images), POOL_FACTOR * settings.images_per_class * len(model.class_names))
+        pool = np.random.default_rng(seed).permutation(len(images))[:size]
+        latents, _ = model.encode(images.batch(pool))
+        names = tuple(images.names[number] for number in pool)
     styles = model.styles(latents)
     logits = model.classify(model.synthesise(styles)).cpu()
     chosen: list[int] = []
@@ -133,7 +138,12 @@ def load_findings(run: Run) -> Findings:
 
 def save_discovery(run: Run, found: Discovery, key: str) -> None:
     """Write styles.safetensors."""
-    tensors = {"latents": found.latents, "styles": found.styles, "logits": found.logits, **found.space.tensors()}
+    tensors = {
+        "latents": found.latents,
+        "styles": found.styles,
+        "logits": found.logits,
+        **found.space.tensors(),
+    }
     write_tensors(run.path / "styles.safetensors", tensors, {"names": list(found.names), "key": key})
 
 

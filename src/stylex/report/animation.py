@@ -6,7 +6,6 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stylex.errors import DataError
@@ -170,16 +169,11 @@ def _captioned(frame: Image.Image, text: str, font: _Font, size: int) -> Image.I
 
 
 def _with_one_palette(first: Image.Image, second: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Both RGB images in the palette that suits them together: exact up to 256 colours, else median cut."""
+    """Both RGB images in the palette that suits them together; Pillow dithers only into a given palette."""
     both = Image.new("RGB", (first.width, 2 * first.height))
     both.paste(first, (0, 0))
     both.paste(second, (0, first.height))
-    colors, indices = np.unique(np.asarray(both).reshape(-1, 3), axis=0, return_inverse=True)
-    if len(colors) <= 256:
-        joint = Image.fromarray(indices.reshape(both.height, both.width).astype(np.uint8), "L")
-        joint.putpalette(colors.astype(np.uint8).tobytes())
-    else:
-        joint = both.quantize(256, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
+    joint = both.quantize(256, Image.Quantize.MEDIANCUT, kmeans=2)
     half = (0, 0, first.width, first.height)
     other = (0, first.height, first.width, 2 * first.height)
     return joint.crop(half), joint.crop(other)

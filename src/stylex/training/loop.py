@@ -28,7 +28,7 @@ from stylex.training.checkpoint import (
     model_step,
     save_model,
 )
-from stylex.training.losses import Batch, Phase, StylexLoss, phases
+from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.perceptual import load_perceptual
 from stylex.training.randomness import DataOrder, StepRandom
@@ -230,8 +230,11 @@ class Trainer:
         random = StepRandom(self.run.config.seed, state.step, part, self.hardware.device)
         # The kinds alternate from batch to batch, also among those whose gradients make one update.
         kind = settings.schedule[(state.step * settings.accumulate + part) % len(settings.schedule)]
+        share = adversarial_share(self.recipe, state.images)
+        if share == 0:
+            kind = "encode"
         images = images.to(self.hardware.device, memory_format=torch.channels_last)
-        return Batch(images, kind, random, state.step)
+        return Batch(images, kind, random, state.step, share)
 
     def _update(self, joined: list[Phase], batches: list[Batch], share: float) -> None:
         """One optimiser step with the gradients of these phases."""

@@ -34,14 +34,25 @@ class Phase:
 def phases(recipe: Recipe) -> list[Phase]:
     """The phases of a recipe in the order in which a step runs them; lazy regularisation is an interval."""
     loss = recipe.loss
+    begin = loss.adversarial_start_kimg * 1000
     result = [Phase("generator", "generator")]
     if loss.path_length > 0:
-        start = loss.path_length_start_kimg * 1000
+        start = max(begin, loss.path_length_start_kimg * 1000)
         result.append(Phase("path_length", "generator", loss.path_length_interval, start))
-    result.append(Phase("discriminator", "discriminator"))
+    result.append(Phase("discriminator", "discriminator", 1, begin))
     if loss.r1 > 0:
-        result.append(Phase("r1", "discriminator", loss.r1_interval))
+        result.append(Phase("r1", "discriminator", loss.r1_interval, begin))
     return result
+
+
+def adversarial_share(recipe: Recipe, images: int) -> float:
+    """The adversarial weight now as a share of the full one: 0 in the warm-up, then rising to 1."""
+    loss = recipe.loss
+    begun_kimg = images / 1000 - loss.adversarial_start_kimg
+    if begun_kimg < 0:
+        return 0.0
+    # A thousandth of the ramp more than nothing: from the first step on the discriminator has fakes to judge.
+    return min(1.0, (begun_kimg + 1e-3) / loss.adversarial_ramp_kimg) if loss.adversarial_ramp_kimg else 1.0
 
 
 @dataclass
@@ -52,6 +63,7 @@ class Batch:
     kind: StepKind
     random: StepRandom
     step: int = 0
+    adversarial_share: float = 1.0
     fake: Tensor | None = None
     condition: Tensor | None = None
     real_logits: Tensor | None = None
@@ -202,9 +214,11 @@ class StylexLoss:
         fake = self._synthesise(join(w, condition), batch.random)
         batch.fake, batch.condition = fake.detach(), condition
 
-        adversarial = F.softplus(-self._score(fake, condition)).mean()
-        batch.statistics["adversarial"] = adversarial.detach()
-        loss = weights.adversarial * adversarial
+        loss = torch.zeros((), device=fake.device)
+        if batch.adversarial_share > 0:
+            adversarial = F.softplus(-self._score(fake, condition)).mean()
+            batch.statistics["adversarial"] = adversarial.detach()
+            loss = weights.adversarial * batch.adversarial_share * adversarial
         if batch.kind == "sample":
             return loss
         loss = loss + self._faithfulness(batch, fake, order)
@@ -261,8 +275,6 @@ class StylexLoss:
         w = self._w(batch.images[:count], kind, batch.random)
         if kind != "sample" and not settings.path_length_trains_encoder:
             w = w.detach()
-        if kind == "swap" and condition is not None:
-            condition = condition[batch.random.permutation(count)]
         if w.dim() == 2:
             w = w[:, None].expand(-1, self.networks.generator.synthesis.w_count, -1)
         latents = join(w, condition)
@@ -272,7 +284,11 @@ class StylexLoss:
         direction = batch.random.normal(*fake.shape) / fake.shape[-1]
         (gradient,) = torch.autograd.grad((fake * direction).sum(), latents, create_graph=True)
         lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
-        mean = self.path_length_mean.lerp(lengths.detach().mean(), 0.01 * share)
+        # The mean starts at the first lengths, not at 0 as published: pulled to 0, a generator that has learned to
+        # follow its latents in the warm-up would unlearn it.
+        found = lengths.detach().mean()
+        moved = self.path_length_mean.lerp(found, 0.01 * share)
+        mean = torch.where(self.path_length_mean == 0, found, moved)
         self.path_length_mean.copy_(mean)
         batch.statistics["path_length"] = lengths.detach().mean()
         return settings.path_length * (lengths - mean).square().mean()

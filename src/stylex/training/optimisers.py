@@ -26,6 +26,7 @@ def make_optimisers(
         rate, betas, regulariser = settings.learning_rate, settings.betas, intervals.get("path_length")
         if name == "discriminator":
             rate = settings.discriminator_learning_rate or rate
+            betas = settings.discriminator_betas or betas
             regulariser = intervals.get("r1")
         elif name == "encoder":
             betas = settings.encoder_betas or betas

@@ -1,0 +1,62 @@
+"""`stylex demo`: an explanation of the shipped classifier, computed afresh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stylex.cli.attfind import describe as describe_attributes
+from stylex.cli.evaluate import describe as describe_evaluation
+from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, progress, result
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the run; a demo there is replaced.")] = Path(
+        "stylex-demo"
+    ),
+    images: Annotated[int, typer.Option("--images", min=15, help="Discovery images of each class.")] = 20,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find out what the shipped classifier ("does this face look old?") looks at: attributes, figures, report."""
+    from stylex.attfind import search
+    from stylex.data import load_dataset
+    from stylex.demo import prepare_demo
+    from stylex.evaluation.stage import evaluate_run
+    from stylex.explainer import open_explainer
+    from stylex.model import load_model
+    from stylex.report.compose import write_report
+
+    run = prepare_demo(out)
+    chosen = choose_hardware(device, precision, threads)
+    model = load_model(run, chosen)
+    note("reading the shipped faces")
+    dataset = load_dataset(run.data_source, size=run.config.resolution)
+    settings = run.config.attfind.model_copy(update={"images_per_class": images})
+    with progress() as display:
+        task = display.add_task("measuring effects, image", total=None)
+        findings = search(
+            run,
+            model,
+            dataset.discovery,
+            settings,
+            on_progress=lambda done, total: display.update(task, completed=done, total=total),
+        )
+    explainer = open_explainer(run, chosen)
+    evaluation = evaluate_run(explainer, dataset.test, on_progress=lambda stage: note(f"measuring {stage}"))
+    note("writing the report")
+    file = write_report(explainer, dataset, f"stylex demo --images {images}")
+    content = {"report": str(file), "attributes": findings.to_json(), "evaluation": evaluation.to_json()}
+    text = "\n".join(
+        [
+            describe_attributes(findings, most=5),
+            describe_evaluation(evaluation),
+            "",
+            f"report: {file.resolve()}",
+        ]
+    )
+    result(as_json, content, text)

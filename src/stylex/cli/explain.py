@@ -1,0 +1,48 @@
+"""`stylex explain`: why this image, and what would change the classifier's mind?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, result
+from stylex.explainer import DEMO, demo_folder, open_explainer
+from stylex.run import Run
+
+
+def explain(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or 'demo'.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…")],
+    target: Annotated[str, typer.Option("--target", help="Class that the image should count as.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the files; by default RUN/explain.")
+    ] = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the smallest change that flips each image; write a figure, a flickering GIF and JSON."""
+    demo = str(path) == DEMO
+    run = Run.open(demo_folder() if demo else path)
+    folder = out or (Path("stylex-explain") if demo else path / "explain")
+    explainer = open_explainer(run, choose_hardware(device, precision, threads))
+    found = []
+    for image in images:
+        counterfactual = explainer.counterfactual(image, target)
+        files = [
+            folder / f"{image.stem}-{target}{suffix}".replace("/", "_")
+            for suffix in (".png", ".gif", ".json")
+        ]
+        files = [folder / file.name for file in files]
+        for file in files:
+            counterfactual.save(file)
+        if counterfactual.warning is not None:
+            note(f"warning: {counterfactual.warning}")
+        found.append({**counterfactual.to_json(), "files": [str(file) for file in files]})
+        if not as_json:
+            result(False, None, f"{counterfactual.answer}\n    {', '.join(str(file) for file in files)}")
+    if as_json:
+        result(True, {"run": str(path), "explanations": found}, "")

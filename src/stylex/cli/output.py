@@ -1,0 +1,78 @@
+"""What the verbs print: results on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from stylex import hardware
+from stylex.hardware import Hardware
+
+errors = Console(stderr=True, highlight=False)
+results = Console(highlight=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
+PrecisionName = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; by default all usable cores.")
+]
+
+
+def error_line(message: str) -> None:
+    """One line on standard error."""
+    errors.print(f"[bold red]stylex:[/] {_escape(' '.join(message.split()))}", soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """A line for people, on standard error."""
+    errors.print(_escape(message), soft_wrap=True)
+
+
+def result(as_json: bool, content: Any, text: str) -> None:
+    """The result: JSON, or text for people."""
+    if as_json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        results.print(_escape(text), soft_wrap=True)
+
+
+def choose_hardware(device: str, precision: str, threads: int | None) -> Hardware:
+    """Choose hardware and say what was chosen."""
+    logging.getLogger("stylex").setLevel(logging.WARNING)
+    chosen = hardware.choose(device, precision, threads)  # type: ignore[arg-type]
+    note(f"computing on {chosen}")
+    return chosen
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress display on standard error: bar, count, time left."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("[dim]time left[/]"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors) as display:
+        yield display
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,224 @@
+"""Counterfactuals: the fewest attributes that flip an image, each moved no farther than needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stylex.attfind import Attribute
+from stylex.attfind.attributes import in_class
+from stylex.attfind.effects import log_odds
+from stylex.model import Model
+from stylex.stylespace import DirectedCoordinate, StyleSpace
+
+BISECTION_STEPS = 6
+"""Halvings of an attribute's way; the last one leaves 1/64 of it."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One attribute in a counterfactual and how far it was moved: 0 not at all, 1 to the end of its range."""
+
+    attribute: Attribute
+    amount: float
+
+    def __str__(self) -> str:
+        verb = ("lower", "raise")[self.attribute.direction]
+        return f"{verb} {self.attribute.title} by {self.amount:.0%} of its way"
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """What it takes to make the classifier see another class.
+
+    Pictures are uint8 [H, W, 3]; `reconstruction` is the generator's version of `original` (None where the latent
+    was sampled), `edited` the reconstruction with `changes` applied. Probabilities are of all classes. `flipped` says
+    whether the edited image counts as the target; where it does not, `edited` is the closest that all attributes
+    together get. `reconstruction_keeps_class` is False where the reconstruction alone already changes the class, so
+    that the explanation should not be trusted.
+    """
+
+    name: str
+    target: str
+    class_names: tuple[str, ...]
+    original: npt.NDArray[np.uint8] | None
+    reconstruction: npt.NDArray[np.uint8]
+    edited: npt.NDArray[np.uint8]
+    probabilities_original: tuple[float, ...] | None
+    probabilities_before: tuple[float, ...]
+    probabilities_after: tuple[float, ...]
+    changes: tuple[Change, ...]
+    flipped: bool
+    already: bool
+    reconstruction_keeps_class: bool
+
+    @property
+    def answer(self) -> str:
+        """One honest sentence."""
+        index = self.class_names.index(self.target)
+        before, after = self.probabilities_before[index], self.probabilities_after[index]
+        if self.already:
+            return f"{self.name} already counts as '{self.target}' ({before:.0%}); nothing was changed."
+        if not self.flipped:
+            return (
+                f"Nothing found flips {self.name} to '{self.target}': with {len(self.changes)} attributes changed, its "
+                f"probability goes from {before:.0%} to {after:.0%}."
+            )
+        what = "; ".join(str(change) for change in self.changes)
+        return f"{self.name} becomes '{self.target}' ({before:.0%} → {after:.0%}): {what}."
+
+    @property
+    def warning(self) -> str | None:
+        """What to know before trusting it, or None."""
+        if self.reconstruction_keeps_class:
+            return None
+        return (
+            f"the classifier sees another class in the reconstruction of {self.name} than in the image itself; "
+            "this explanation is about the reconstruction and should not be trusted"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the pictures."""
+        return {
+            "name": self.name,
+            "target": self.target,
+            "class_names": list(self.class_names),
+            "flipped": self.flipped,
+            "already_target": self.already,
+            "reconstruction_keeps_class": self.reconstruction_keeps_class,
+            "answer": self.answer,
+            "warning": self.warning,
+            "probabilities": {
+                "original": None
+                if self.probabilities_original is None
+                else list(self.probabilities_original),
+                "reconstruction": list(self.probabilities_before),
+                "counterfactual": list(self.probabilities_after),
+            },
+            "changes": [{"amount": change.amount, **change.attribute.to_json()} for change in self.changes],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write .png (original, reconstruction, counterfactual side by side), .gif (flicker) or .json, by suffix.
+
+        Raises:
+            ConfigError: another suffix.
+        """
+        from stylex.report.counterfactuals import save_counterfactual
+
+        save_counterfactual(self, Path(path))
+
+
+def explain_styles(
+    model: Model,
+    space: StyleSpace,
+    attributes: Sequence[Attribute],
+    latent: Tensor,
+    target: str,
+    *,
+    image: Tensor | None = None,
+    name: str = "image",
+) -> Counterfactual:
+    """Search a counterfactual for one latent.
+
+    Greedy: of all attributes not used yet, the one that raises the target's log-odds most is moved to its end,
+    until the class flips; then attributes that turned out not to be needed are taken back, weakest first; then each
+    is moved back by bisection as far as the flip lasts, weakest first.
+
+    Args:
+        attributes: candidates for this target, best first.
+        latent: [1, W].
+        image: the original [1, 3, R, R], or None where the latent was sampled.
+    """
+    index = model.class_names.index(target)
+    activation = model.classifier.activation
+    styles = model.styles(latent)
+
+    def judge(
+        candidates: list[dict[DirectedCoordinate, float]],
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        moved = torch.cat([space.shift(styles, changes) for changes in candidates])
+        logits = model.classify(model.synthesise(moved)).cpu().numpy()
+        return log_odds(logits, activation)[:, index], in_class(logits, index, activation)
+
+    start_odds, start_in = judge([{}])
+    used: dict[DirectedCoordinate, float] = {}
+    flipped = already = bool(start_in[0])
+    odds = float(start_odds[0])
+    while not flipped:
+        open_ = [
+            entry.change
+            for entry in attributes
+            if entry.coordinate not in {coordinate for _, coordinate in used}
+        ]
+        if not open_:
+            break
+        gains, reached = judge([{**used, change: 1.0} for change in open_])
+        best = int(gains.argmax())
+        if gains[best] <= odds:
+            break
+        used[open_[best]], odds, flipped = 1.0, float(gains[best]), bool(reached[best])
+    if flipped and used:
+        used = _without_needless(used, judge)
+        used = _no_farther_than_needed(used, judge)
+    by_change = {entry.change: entry for entry in attributes}
+    images = model.synthesise(torch.cat([styles, space.shift(styles, used)]))
+    logits = model.classify(images)
+    probabilities = model.classifier.probabilities(logits).cpu()
+    original_logits = None if image is None else model.classify(image)
+    return Counterfactual(
+        name=name,
+        target=target,
+        class_names=model.class_names,
+        original=None if image is None else to_picture(image[0]),
+        reconstruction=to_picture(images[0]),
+        edited=to_picture(images[1]),
+        probabilities_original=None
+        if original_logits is None
+        else tuple(model.classifier.probabilities(original_logits)[0].tolist()),
+        probabilities_before=tuple(probabilities[0].tolist()),
+        probabilities_after=tuple(probabilities[1].tolist()),
+        changes=tuple(Change(by_change[change], amount) for change, amount in used.items()),
+        flipped=flipped,
+        already=already,
+        reconstruction_keeps_class=original_logits is None
+        or bool((original_logits[0].argmax() == logits[0].argmax()).item()),
+    )
+
+
+def _without_needless(used: dict[DirectedCoordinate, float], judge: Any) -> dict[DirectedCoordinate, float]:
+    """Take back every change whose absence keeps the flip, the last chosen (weakest) first."""
+    for change in reversed(list(used)):
+        fewer = {other: amount for other, amount in used.items() if other != change}
+        if fewer and judge([fewer])[1][0]:
+            used = fewer
+    return used
+
+
+def _no_farther_than_needed(
+    used: dict[DirectedCoordinate, float], judge: Any
+) -> dict[DirectedCoordinate, float]:
+    """Bisect each change's amount, weakest first, to the least that keeps the flip."""
+    for change in reversed(list(used)):
+        enough, short = used[change], 0.0
+        for _ in range(BISECTION_STEPS):
+            middle = (enough + short) / 2
+            if judge([{**used, change: middle}])[1][0]:
+                enough = middle
+            else:
+                short = middle
+        used = {**used, change: enough}
+    return used
+
+
+def to_picture(image: Tensor) -> npt.NDArray[np.uint8]:
+    """One image [3, H, W] in [-1, 1] → uint8 [H, W, 3]."""
+    pixels = (image.detach().float().clamp(-1, 1).permute(1, 2, 0).cpu() + 1) * 127.5
+    return pixels.round().to(torch.uint8).numpy()

@@ -1,0 +1,130 @@
+"""The face of the library: load a run, ask for attributes, ask for counterfactuals."""
+
+from __future__ import annotations
+
+import logging
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from stylex import hardware
+from stylex.attfind import Attribute, Discovery, Findings, load_discovery, load_findings
+from stylex.counterfactuals import Counterfactual, explain_styles
+from stylex.data import decode_image
+from stylex.data.decode import to_rgb, to_square
+from stylex.errors import ConfigError, DataError
+from stylex.hardware import Hardware, Precision
+from stylex.model import Model, load_model
+from stylex.run import Run
+
+log = logging.getLogger("stylex")
+
+DEMO = "demo"
+"""The name under which `load` finds the model that comes with the package."""
+
+ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
+
+
+class Explainer:
+    """Attributes and counterfactuals of one run. Make one with `stylex.load`."""
+
+    def __init__(self, run: Run, model: Model, discovery: Discovery, findings: Findings) -> None:
+        self.run = run
+        self.model = model
+        self.discovery = discovery
+        self.findings = findings
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.model.class_names
+
+    def attributes(self, target: str) -> tuple[Attribute, ...]:
+        """Attributes that move images towards the class `target`, best first.
+
+        Raises:
+            ConfigError: no class of that name.
+        """
+        return self.findings.attributes[self._target(target)]
+
+    def counterfactual(self, image: ImageLike, target: str, *, name: str | None = None) -> Counterfactual:
+        """The fewest attributes that make the classifier see `target`, each moved no farther than needed.
+
+        Args:
+            image: a file, a PIL image, uint8 [H, W, 3], or a float tensor [3, H, W] or [1, 3, H, W] in [-1, 1].
+
+        Raises:
+            ConfigError: no class of that name.
+            DataError: the image cannot be read.
+            RunError: the model has no encoder, so it cannot take images.
+        """
+        goal = self._target(target)
+        tensor = self._tensor(image)
+        latent, _ = self.model.encode(tensor)
+        shown = name or (Path(image).name if isinstance(image, str | Path) else "image")
+        attributes = self.findings.attributes[goal]
+        return explain_styles(
+            self.model, self.discovery.space, attributes, latent, goal, image=tensor, name=shown
+        )
+
+    def probabilities(self, image: ImageLike) -> dict[str, float]:
+        """The classifier's probability of every class on an image."""
+        logits = self.model.classify(self._tensor(image))
+        values = self.model.classifier.probabilities(logits)[0].tolist()
+        return dict(zip(self.class_names, values, strict=True))
+
+    def _target(self, target: str) -> str:
+        if target not in self.class_names:
+            raise ConfigError(f"no class '{target}'; the classifier knows {', '.join(self.class_names)}")
+        return target
+
+    def _tensor(self, image: ImageLike) -> Tensor:
+        size = self.run.config.resolution
+        if isinstance(image, Tensor):
+            tensor = image.detach().float()
+            tensor = tensor[None] if tensor.dim() == 3 else tensor
+            if tensor.shape[1:] != (3, size, size) or len(tensor) != 1:
+                raise DataError(
+                    f"a tensor must be [3, {size}, {size}] in [-1, 1]; this one is {list(image.shape)}"
+                )
+            return tensor.to(self.model.hardware.device)
+        if isinstance(image, str | Path):
+            pixels = decode_image(Path(image), size)
+        else:
+            picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+            pixels = to_square(to_rgb(ImageOps.exif_transpose(picture)), size)
+        return (torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]).to(
+            self.model.hardware.device
+        )
+
+
+def load(path_or_name: str | Path, device: str = "auto", precision: Precision = "auto") -> Explainer:
+    """Load a run's explanations, or those of the shipped model by the name "demo".
+
+    Device and number format are chosen for this machine and logged at level INFO (logger "stylex").
+
+    Raises:
+        RunError: no run there, not trained, or not searched for attributes yet.
+        CheckpointError, ClassifierError: weights that cannot be read.
+    """
+    chosen = hardware.choose(device, precision)
+    log.info("computing on %s", chosen)
+    run = Run.open(demo_folder() if str(path_or_name) == DEMO else Path(path_or_name))
+    return open_explainer(run, chosen)
+
+
+def open_explainer(run: Run, chosen: Hardware) -> Explainer:
+    """As `load`, for a run and hardware at hand."""
+    model = load_model(run, chosen)
+    return Explainer(run, model, load_discovery(run, model), load_findings(run))
+
+
+def demo_folder() -> Path:
+    """Where the shipped model lies: a run directory without checkpoints."""
+    folder: Any = resources.files("stylex") / "demo_model"
+    return Path(str(folder))

@@ -1,0 +1,306 @@
+"""Gathers what a report says from a run: its findings, figures and freshly synthesised pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stylex.attfind import Attribute
+from stylex.attfind.attributes import in_class
+from stylex.counterfactuals import explain_styles, to_picture
+from stylex.data import Dataset
+from stylex.evaluation.measure import TestImages, prepare
+from stylex.evaluation.stage import load_evaluation
+from stylex.explainer import Explainer
+from stylex.report.content import (
+    AttributeSection,
+    CounterfactualExample,
+    Curve,
+    Pair,
+    Reconstruction,
+    ReportContent,
+    TargetSection,
+)
+from stylex.report.counterfactuals import as_example
+from stylex.report.html import render_html
+from stylex.run import provenance, write_atomically
+
+LOW_AGREEMENT = 0.9
+"""Under this share of test images whose class survives reconstruction the report warns."""
+
+
+def write_report(
+    explainer: Explainer,
+    data: Dataset | None,
+    command: str,
+    *,
+    attributes: int = 10,
+    pairs: int = 6,
+    examples: int = 4,
+    reconstructions: int = 8,
+) -> Path:
+    """Write report.html into the run and return its path.
+
+    Args:
+        data: the run's data set, whose test images are shown; None for a model that samples.
+        command: what repeats the run, shown to be copied.
+        attributes, pairs, examples, reconstructions: how much is shown of each.
+
+    Raises:
+        RunError: the run has not been evaluated yet.
+    """
+    content = compose(explainer, data, command, attributes, pairs, examples, reconstructions)
+    path = explainer.run.path / "report.html"
+    text = render_html(content).encode()
+    write_atomically(path, lambda file: file.write(text))
+    return path
+
+
+def compose(
+    explainer: Explainer,
+    data: Dataset | None,
+    command: str,
+    attributes: int = 10,
+    pairs: int = 6,
+    examples: int = 4,
+    reconstructions: int = 8,
+) -> ReportContent:
+    """The content of a run's report; see `write_report`."""
+    model, run, findings = explainer.model, explainer.run, explainer.findings
+    evaluation = load_evaluation(run)
+    test = prepare(model, None if data is None else data.test, run.config.seed)
+    targets = tuple(
+        TargetSection(
+            target=name,
+            attributes=tuple(
+                _attribute(explainer, evaluation, test, entry, pairs)
+                for entry in findings.attributes[name][:attributes]
+            ),
+            curves=_curves(evaluation, name),
+            counterfactuals=_examples(explainer, test, name, examples),
+        )
+        for name in explainer.class_names
+    )
+    agreement: Any = evaluation["agreement"]
+    return ReportContent(
+        title=f"What makes an image count as {_either(explainer.class_names)}",
+        summary=_summary(explainer, evaluation),
+        class_names=explainer.class_names,
+        facts=_facts(explainer, data, evaluation),
+        warnings=_warnings(evaluation, findings.images, findings.unstable),
+        reconstructions=_reconstructions(explainer, test, reconstructions)
+        if model.encoder is not None
+        else (),
+        reconstruction_figures={
+            "Class kept": f"{agreement['estimate']:.1%} of {evaluation['images']} test images "
+            f"(95 % interval {agreement['low']:.1%} to {agreement['high']:.1%})",
+            "Mean absolute difference": f"{evaluation['l1']:.3f} (pixels from −1 to 1)",
+        },
+        targets=targets,
+        coordinates=model_coordinates(explainer),
+        command=command,
+        provenance={
+            **provenance(),
+            "hardware": str(model.hardware),
+            "classifier sha256": model.classifier.fingerprint,
+            "data sha256": "sampled latents" if data is None else data.fingerprint,
+            "recipe": run.config.recipe.name,
+            "seed": run.config.seed,
+            "training steps": model.step,
+        },
+    )
+
+
+def model_coordinates(explainer: Explainer) -> int:
+    """S, the number of searchable coordinates."""
+    return explainer.discovery.space.size
+
+
+def _either(names: Sequence[str]) -> str:
+    shown = [f"“{name}”" for name in names[:4]]
+    return " or ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+
+
+def _summary(explainer: Explainer, evaluation: Mapping[str, Any]) -> str:
+    best = []
+    for method in evaluation["methods"]:
+        if method["method"] == "AttFind":
+            curve = method["curve"]
+            best.append(f"{curve['rate'][-1]:.0%} to “{method['target']}” with {curve['k'][-1]}")
+    return (
+        f"AttFind searched {explainer.findings.coordinates} style coordinates on {explainer.findings.images} images. "
+        f"On {evaluation['images']} other images, changing the attributes it found flips the classifier: "
+        f"{'; '.join(best)}."
+    )
+
+
+def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, Any]) -> dict[str, str]:
+    model, run = explainer.model, explainer.run
+    settings = explainer.findings.settings
+    report: Any = model.classifier.report
+    accuracy = report.get("validation", {}).get("accuracy") if isinstance(report, Mapping) else None
+    return {
+        "Experiment": run.config.experiment,
+        "Classifier": f"{model.classifier.architecture}, classes {', '.join(model.class_names)}"
+        + (f", accuracy {accuracy:.1%} on validation images" if accuracy else ""),
+        "Images": f"{run.config.resolution} × {run.config.resolution} pixels"
+        + ("" if data is None else f", {len(data.discovery)} for discovery and {len(data.test)} for testing"),
+        "Generator": f"recipe {run.config.recipe.name}, {model.step} steps, {explainer.findings.coordinates} "
+        "searchable style coordinates",
+        "Search": f"{settings.method} selection on {explainer.findings.images} discovery images "
+        f"({explainer.findings.unstable} left out as unstable), effects on {settings.effect.replace('_', '-')}",
+        "Test": f"{evaluation['images']} images that neither training nor discovery saw; coordinates go to the ends "
+        "of the range seen in discovery",
+    }
+
+
+def _warnings(evaluation: Mapping[str, Any], images: int, unstable: int) -> tuple[str, ...]:
+    warnings = []
+    agreement = evaluation["agreement"]["estimate"]
+    if agreement < LOW_AGREEMENT:
+        warnings.append(
+            f"The classifier keeps its class on only {agreement:.0%} of the reconstructions; explanations of the "
+            "others are about a different image. Train longer before trusting this report."
+        )
+    if unstable > images / 4:
+        warnings.append(
+            f"{unstable} of {images} discovery images were left out because nearly everything moves them."
+        )
+    for method in evaluation["methods"]:
+        if method["method"] == "random" and method["curve"]["rate"][-1] > 0.1:
+            warnings.append(
+                f"Random coordinates already flip {method['curve']['rate'][-1]:.0%} of images to "
+                f"“{method['target']}”; flips towards it prove little."
+            )
+    for method in evaluation["methods"]:
+        if method["method"] != "AttFind" or method["confirmed"] is None:
+            continue
+        last = method["confirmed"][-1]
+        if last["share"] is not None and last["share"] < 0.8:
+            warnings.append(
+                f"An independently trained classifier confirms only {last['share']:.0%} of the flips to "
+                f"“{method['target']}”; some of the change may be an artefact and no attribute."
+            )
+    return tuple(warnings)
+
+
+def _curves(evaluation: Mapping[str, Any], target: str) -> tuple[Curve, ...]:
+    order = {"AttFind": 0, "Wu et al.": 1, "random": 2}
+    found = [method for method in evaluation["methods"] if method["target"] == target]
+    return tuple(
+        Curve(
+            label="Random coordinates" if method["method"] == "random" else method["method"],
+            counts=tuple(method["curve"]["k"]),
+            rates=tuple(method["curve"]["rate"]),
+            lows=tuple(method["curve"]["low"]),
+            highs=tuple(method["curve"]["high"]),
+            images=method["curve"]["n"],
+        )
+        for method in sorted(found, key=lambda method: order[method["method"]])
+    )
+
+
+def _rows(explainer: Explainer, test: TestImages, target: str) -> npt.NDArray[np.intp]:
+    """Test images of other classes whose class survives reconstruction, for pictures."""
+    index = explainer.class_names.index(target)
+    activation = explainer.model.classifier.activation
+    outside = ~in_class(test.logits, index, activation) & ~in_class(test.logits_original, index, activation)
+    return np.flatnonzero(outside)
+
+
+def _attribute(
+    explainer: Explainer, evaluation: Mapping[str, Any], test: TestImages, entry: Attribute, count: int
+) -> AttributeSection:
+    """Shown are images on which the attribute has most to do: farthest in style from its end, and moved by it."""
+    model, space = explainer.model, explainer.discovery.space
+    index = explainer.class_names.index(entry.target)
+    rows = _rows(explainer, test, entry.target)
+    styles = test.styles[torch.from_numpy(rows)]
+    end = space.end(entry.direction)[entry.coordinate]
+    way = (styles[:, space.positions[entry.coordinate]] - end).abs().cpu().numpy()
+    after = model.synthesise(space.shift(styles, [entry.change]))
+    logits = model.classify(after)
+    before_p = model.classifier.probabilities(torch.from_numpy(test.logits[rows]))[:, index].numpy()
+    after_p = model.classifier.probabilities(logits)[:, index].cpu().numpy()
+    flipped = in_class(logits.cpu().numpy(), index, model.classifier.activation)
+    difference = (after - test.reconstructions[torch.from_numpy(rows)]).abs().mean(dim=(0, 1)).cpu().numpy()
+    moved = after_p - before_p > 0.02
+    order = np.lexsort((-way, ~moved))[:count]
+    figures = evaluation["single"][entry.target][entry.rank - 1]
+    margin = 1.96 * entry.effect_std / max(1, entry.images) ** 0.5
+    return AttributeSection(
+        rank=entry.rank,
+        name=entry.name,
+        coordinate=entry.coordinate,
+        direction=("lower", "raise")[entry.direction],
+        layer=entry.layer,
+        channel=entry.channel,
+        effect=entry.effect,
+        effect_low=entry.effect - margin,
+        effect_high=entry.effect + margin,
+        flip_share=figures["estimate"],
+        flip_share_low=figures["low"],
+        flip_share_high=figures["high"],
+        where=(difference / max(float(difference.max()), 1e-8)).astype(np.float32),
+        pairs=tuple(
+            Pair(
+                name=test.names[rows[i]],
+                before=to_picture(test.reconstructions[rows[i]]),
+                after=to_picture(after[i]),
+                probability_before=float(before_p[i]),
+                probability_after=float(after_p[i]),
+                flipped=bool(flipped[i]),
+            )
+            for i in order.tolist()
+        ),
+    )
+
+
+def _examples(
+    explainer: Explainer, test: TestImages, target: str, count: int
+) -> tuple[CounterfactualExample, ...]:
+    """Counterfactuals of the first test images outside the target class, whatever comes out."""
+    model = explainer.model
+    found = []
+    for row in _rows(explainer, test, target)[:count].tolist():
+        if model.encoder is None:
+            image, latent = (
+                None,
+                model.sample(len(test.names), explainer.run.config.seed + 1_000_003)[row : row + 1],
+            )
+        else:
+            image = test.images[row : row + 1].to(model.hardware.device)
+            latent = model.encode(image)[0]
+        found.append(
+            explain_styles(
+                model,
+                explainer.discovery.space,
+                explainer.findings.attributes[target],
+                latent,
+                target,
+                image=image,
+                name=test.names[row],
+            )
+        )
+    return tuple(as_example(entry) for entry in found)
+
+
+def _reconstructions(explainer: Explainer, test: TestImages, count: int) -> tuple[Reconstruction, ...]:
+    probabilities = explainer.model.classifier.probabilities
+    original = probabilities(torch.from_numpy(test.logits_original[:count])).tolist()
+    reconstructed = probabilities(torch.from_numpy(test.logits[:count])).tolist()
+    return tuple(
+        Reconstruction(
+            name=test.names[i],
+            original=to_picture(test.images[i]),
+            reconstruction=to_picture(test.reconstructions[i]),
+            probabilities_original=tuple(original[i]),
+            probabilities_reconstruction=tuple(reconstructed[i]),
+        )
+        for i in range(min(count, len(test.names)))
+    )
