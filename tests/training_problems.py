@@ -40,7 +40,7 @@ TINY = (
     "training.batch_size=4",
     "training.log_kimg=0.008",
     "training.sample_kimg=0.02",
-    "training.checkpoint_kimg=0.012",
+    "training.checkpoint_kimg=0.016",
     "training.total_kimg=0.04",
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,14 @@ from torch import Tensor
 
 from stylex.attfind import Attribute
 from stylex.attfind.attributes import in_class
-from stylex.attfind.effects import log_odds
+from stylex.attfind.effects import Activation, log_odds
 from stylex.model import Model
-from stylex.stylespace import DirectedCoordinate, StyleSpace
+from stylex.stylespace import DIRECTIONS, DirectedCoordinate, StyleSpace
+
+Judge = Callable[
+    [list[dict[DirectedCoordinate, float]]], tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]
+]
+"""Sets of changes → the target's log-odds and whether the image counts as the target, one entry a set."""
 
 BISECTION_STEPS = 6
 """Halvings of an attribute's way; the last one leaves 1/64 of it."""
@@ -30,19 +35,18 @@ class Change:
     amount: float
 
     def __str__(self) -> str:
-        verb = ("lower", "raise")[self.attribute.direction]
-        return f"{verb} {self.attribute.title} by {self.amount:.0%} of its way"
+        return f"{DIRECTIONS[self.attribute.direction]} {self.attribute.title} by {self.amount:.0%} of its way"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Counterfactual:
     """What it takes to make the classifier see another class.
 
-    Pictures are uint8 [H, W, 3]; `reconstruction` is the generator's version of `original` (None where the latent
-    was sampled), `edited` the reconstruction with `changes` applied. Probabilities are of all classes. `flipped` says
-    whether the edited image counts as the target; where it does not, `edited` is the closest that all attributes
-    together get. `reconstruction_keeps_class` is False where the reconstruction alone already changes the class, so
-    that the explanation should not be trusted.
+    Pictures are uint8 [H, W, 3]; `reconstruction` is the generator's version of `original` (None where the
+    latent was sampled), `edited` the reconstruction with `changes` applied. Probabilities are of all classes.
+    `flipped` says whether the edited image counts as the target; where it does not, `edited` is as close as the
+    attributes get. `reconstruction_keeps_class` is False where the reconstruction alone already changes the
+    class (sigmoid classifiers: switches the target label), so that the explanation should not be trusted.
     """
 
     name: str
@@ -68,8 +72,8 @@ class Counterfactual:
             return f"{self.name} already counts as '{self.target}' ({before:.0%}); nothing was changed."
         if not self.flipped:
             return (
-                f"Nothing found flips {self.name} to '{self.target}': with {len(self.changes)} attributes changed, its "
-                f"probability goes from {before:.0%} to {after:.0%}."
+                f"Nothing found flips {self.name} to '{self.target}': with {len(self.changes)} attributes "
+                f"changed, its probability goes from {before:.0%} to {after:.0%}."
             )
         what = "; ".join(str(change) for change in self.changes)
         return f"{self.name} becomes '{self.target}' ({before:.0%} → {after:.0%}): {what}."
@@ -120,26 +124,26 @@ def explain_styles(
     model: Model,
     space: StyleSpace,
     attributes: Sequence[Attribute],
-    latent: Tensor,
+    styles: Tensor,
     target: str,
     *,
     image: Tensor | None = None,
     name: str = "image",
 ) -> Counterfactual:
-    """Search a counterfactual for one latent.
+    """Search a counterfactual for one image of the generator.
 
-    Greedy: of all attributes not used yet, the one that raises the target's log-odds most is moved to its end,
-    until the class flips; then attributes that turned out not to be needed are taken back, weakest first; then each
-    is moved back by bisection as far as the flip lasts, weakest first.
+    Greedy: of all attributes not used yet, the one that raises the target's log-odds most is moved to its end
+    (one that flips the image before one that does not), until the class flips; then attributes that turned out
+    not to be needed are taken back, weakest first; then each is moved back by bisection as far as the flip
+    lasts, weakest first.
 
     Args:
         attributes: candidates for this target, best first.
-        latent: [1, W].
+        styles: [1, T].
         image: the original [1, 3, R, R], or None where the latent was sampled.
     """
     index = model.class_names.index(target)
     activation = model.classifier.activation
-    styles = model.styles(latent)
 
     def judge(
         candidates: list[dict[DirectedCoordinate, float]],
@@ -161,8 +165,8 @@ def explain_styles(
         if not open_:
             break
         gains, reached = judge([{**used, change: 1.0} for change in open_])
-        best = int(gains.argmax())
-        if gains[best] <= odds:
+        best = int(np.where(reached, gains, -np.inf if reached.any() else gains).argmax())
+        if gains[best] <= odds and not reached[best]:
             break
         used[open_[best]], odds, flipped = 1.0, float(gains[best]), bool(reached[best])
     if flipped and used:
@@ -170,9 +174,9 @@ def explain_styles(
         used = _no_farther_than_needed(used, judge)
     by_change = {entry.change: entry for entry in attributes}
     images = model.synthesise(torch.cat([styles, space.shift(styles, used)]))
-    logits = model.classify(images)
-    probabilities = model.classifier.probabilities(logits).cpu()
-    original_logits = None if image is None else model.classify(image)
+    logits = model.classify(images).cpu()
+    probabilities = model.classifier.probabilities(logits)
+    original_logits = None if image is None else model.classify(image).cpu()
     return Counterfactual(
         name=name,
         target=target,
@@ -189,11 +193,17 @@ def explain_styles(
         flipped=flipped,
         already=already,
         reconstruction_keeps_class=original_logits is None
-        or bool((original_logits[0].argmax() == logits[0].argmax()).item()),
+        or _same_class(original_logits[0].numpy(), logits[0].numpy(), index, activation),
     )
 
 
-def _without_needless(used: dict[DirectedCoordinate, float], judge: Any) -> dict[DirectedCoordinate, float]:
+def _same_class(before: npt.NDArray[Any], after: npt.NDArray[Any], label: int, activation: Activation) -> bool:
+    if activation == "sigmoid":
+        return bool(in_class(before, label, activation) == in_class(after, label, activation))
+    return bool(before.argmax() == after.argmax())
+
+
+def _without_needless(used: dict[DirectedCoordinate, float], judge: Judge) -> dict[DirectedCoordinate, float]:
     """Take back every change whose absence keeps the flip, the last chosen (weakest) first."""
     for change in reversed(list(used)):
         fewer = {other: amount for other, amount in used.items() if other != change}
@@ -203,7 +213,7 @@ def _without_needless(used: dict[DirectedCoordinate, float], judge: Any) -> dict
 
 
 def _no_farther_than_needed(
-    used: dict[DirectedCoordinate, float], judge: Any
+    used: dict[DirectedCoordinate, float], judge: Judge
 ) -> dict[DirectedCoordinate, float]:
     """Bisect each change's amount, weakest first, to the least that keeps the flip."""
     for change in reversed(list(used)):

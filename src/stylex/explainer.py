@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from importlib import resources
 from pathlib import Path
@@ -21,7 +23,7 @@ from stylex.data.decode import to_rgb, to_square
 from stylex.errors import ConfigError, DataError
 from stylex.hardware import Hardware, Precision
 from stylex.model import Model, load_model
-from stylex.run import Run
+from stylex.run import Run, checksum
 
 log = logging.getLogger("stylex")
 
@@ -44,6 +46,19 @@ class Explainer:
     def class_names(self) -> tuple[str, ...]:
         return self.model.class_names
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over what figures about the attributes depend on: weights, ranges and the selection."""
+        parts = {
+            "generator": checksum(self.model.generator.state_dict()),
+            "classifier": self.model.classifier.fingerprint,
+            "ranges": checksum(self.discovery.space.tensors()),
+            "changes": {
+                target: [entry.change for entry in found] for target, found in self.findings.attributes.items()
+            },
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
     def attributes(self, target: str) -> tuple[Attribute, ...]:
         """Attributes that move images towards the class `target`, best first.
 
@@ -65,11 +80,11 @@ class Explainer:
         """
         goal = self._target(target)
         tensor = self._tensor(image)
-        latent, _ = self.model.encode(tensor)
+        styles = self.model.styles(self.model.encode(tensor)[0])
         shown = name or (Path(image).name if isinstance(image, str | Path) else "image")
         attributes = self.findings.attributes[goal]
         return explain_styles(
-            self.model, self.discovery.space, attributes, latent, goal, image=tensor, name=shown
+            self.model, self.discovery.space, attributes, styles, goal, image=tensor, name=shown
         )
 
     def probabilities(self, image: ImageLike) -> dict[str, float]:
@@ -96,11 +111,20 @@ class Explainer:
         if isinstance(image, str | Path):
             pixels = decode_image(Path(image), size)
         else:
-            picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+            picture = image if isinstance(image, Image.Image) else _picture(image)
             pixels = to_square(to_rgb(ImageOps.exif_transpose(picture)), size)
         return (torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]).to(
             self.model.hardware.device
         )
+
+
+def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise DataError(f"an array must be uint8 [H, W, 3]; this one is {pixels.dtype} {list(pixels.shape)}")
+    try:
+        return Image.fromarray(pixels)
+    except (TypeError, ValueError):
+        raise DataError(f"an array must be uint8 [H, W, 3]; this one is {list(pixels.shape)}") from None
 
 
 def load(path_or_name: str | Path, device: str = "auto", precision: Precision = "auto") -> Explainer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,16 @@ from stylex.config import Recipe, RunConfig, validate
 from stylex.errors import CheckpointError, RunError
 from stylex.hardware import Hardware, place
 from stylex.networks import Discriminator, Encoder, Generator, Mapping, build, conditional_score
+from stylex.networks.generator import Noise
 from stylex.run import Run, read_tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """Networks with averaged weights, frozen and placed; every method runs in batches without gradients.
 
-    `noise` is how synthesis treats its noise inputs when effects are measured: the stored maps where training
-    drew noise, else none.
+    The discriminator must not let an image's score hang on its neighbours in a batch: its minibatch standard
+    deviation is set to groups of one.
     """
 
     generator: Generator
@@ -37,12 +37,17 @@ class Model:
     step: int
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        if self.discriminator is not None:
+            self.discriminator.deviation_group = min(1, self.discriminator.deviation_group)
+
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.classifier.class_names
 
     @property
-    def noise(self) -> Any:
+    def noise(self) -> Noise:
+        """How synthesis treats its noise inputs: the stored maps where training drew noise, else none."""
         return "none" if self.recipe.training.noise == "none" else "fixed"
 
     def condition(self, logits: Tensor) -> Tensor | None:
@@ -91,7 +96,7 @@ class Model:
     @torch.inference_mode()
     def styles(self, latents: Tensor) -> Tensor:
         """Latents [N, W] → styles [N, T]."""
-        return self.generator.styles(latents)
+        return self.generator.styles(latents.to(self.hardware.device))
 
     @torch.inference_mode()
     def synthesise(self, styles: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ class Model:
 
     @torch.inference_mode()
     def scores(self, images: Tensor, logits: Tensor) -> Tensor:
-        """The discriminator's score of images [N, 3, R, R] under the class probabilities of logits: [N].
+        """The discriminator's score of images [N, 3, R, R], conditioned as in training on logits [N, K]: [N].
 
         Raises:
             RunError: the model came without a discriminator.
@@ -116,14 +121,14 @@ class Model:
         plain = self.recipe.network.discriminator == "plain"
         found = []
         for part, part_logits in zip(self._parts(images), self._parts(logits), strict=True):
-            # One image at a time in the minibatch deviation: an image's score must not hang on its neighbours.
-            outputs = torch.cat([self.discriminator(image[None]) for image in part])
-            found.append(conditional_score(outputs, None if plain else self.condition(part_logits)))
+            condition = None if plain else self.condition(part_logits)
+            found.append(conditional_score(self.discriminator(part), condition))
         return torch.cat(found)
 
     def _parts(self, tensor: Tensor) -> Iterator[Tensor]:
-        for part in tensor.split(self.batch_size):
-            yield part.to(self.hardware.device)
+        """Batches on the device; one empty batch of an empty tensor, so that results have the right shape."""
+        for first in range(0, max(1, len(tensor)), self.batch_size):
+            yield tensor[first : first + self.batch_size].to(self.hardware.device)
 
 
 def load_model(run: Run, hardware: Hardware) -> Model:

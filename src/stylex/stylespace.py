@@ -19,7 +19,7 @@ DIRECTIONS = ("lower", "raise")
 """What direction 0 and 1 do to a coordinate, in words."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StyleSpace:
     """The searchable coordinates of a generator and the range that each was seen in.
 

@@ -26,9 +26,9 @@ from stylex.stylespace import DirectedCoordinate, StyleSpace
 class Attribute:
     """A style coordinate and a direction that move images towards a target class.
 
-    `effect` is the mean change of the target's log-odds (or logit, see AttFindSettings.effect) over the `images`
-    searched, `effect_std` its standard deviation over them, `flipped` the share of them that this change alone
-    sends to the target class. `rank` counts from 1. `name` is what a person called it.
+    `effect` is the mean change of the target's log-odds (or logit, see AttFindSettings.effect) over the
+    `images` searched, `effect_std` its standard deviation over them, `flipped` the share of them that this
+    change alone sends to the target class. `rank` counts from 1. `name` is what a person called it.
     """
 
     target: str
@@ -62,7 +62,11 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Findings:
-    """What one search found: attributes by target class, and which images it stood on."""
+    """What one search found: attributes by target class, and how many images it stood on.
+
+    `merged` is one list for two classes: towards the first of them, the inverse towards the second; empty for
+    more classes and for labels that do not exclude each other. `unstable` images were left out.
+    """
 
     attributes: dict[str, tuple[Attribute, ...]]
     merged: tuple[DirectedCoordinate, ...]
@@ -124,8 +128,9 @@ def find_attributes(
 ) -> Findings:
     """Select and rank attributes for every target class (facts of the method, items 3 to 7).
 
-    For a target, the images of all other classes are searched (two classes: of the other one; more: one-vs-all). The
-    class of an image is the argmax on its reconstruction, sigmoid classifiers: whether the label is on.
+    For a target, the images of all other classes are searched (two classes: of the other one; more:
+    one-vs-all). The class of an image is the argmax on its reconstruction; of a sigmoid classifier, whether
+    the label is on.
 
     Args:
         before: [N, K] logits of the unchanged reconstructions.
@@ -133,23 +138,25 @@ def find_attributes(
         accept: accept(target, coordinate), a filter such as the discriminator's.
 
     Raises:
-        DataError: no image is of another class than some target.
+        DataError: no stable image is of another class than some target.
     """
     effects = effects_of(before, after, settings, activation)
     keep = np.ones(len(before), bool)
     if settings.unstable_threshold is not None:
         keep = ~unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
-        if not keep.any():
-            keep[:] = True
     found: dict[str, tuple[Attribute, ...]] = {}
     picks: dict[int, list[DirectedCoordinate]] = {}
     for target, name in enumerate(class_names):
         others = ~in_class(before, target, activation)
         images = others & keep
+        if not others.any():
+            raise DataError(
+                f"every image counts as '{name}', so nothing can be sent there; search more or other images"
+            )
         if not images.any():
             raise DataError(
-                f"every image counts as '{name}' (or is unstable), so nothing can be sent there; "
-                "search more or other images"
+                f"all {others.sum()} images outside '{name}' are unstable: nearly every coordinate moves them; "
+                "train longer, or switch the filter off with --set unstable_threshold=null"
             )
         picks[target] = _select(effects, target, settings, images, accept)
         alone = after[images]
@@ -158,13 +165,17 @@ def find_attributes(
             for rank, change in enumerate(picks[target], 1)
         )
     merged: list[DirectedCoordinate] = []
-    if len(class_names) == 2:
+    if len(class_names) == 2 and activation == "softmax":
         merged = merge_two_classes(effects, picks[0], picks[1], images=keep)
     return Findings(found, tuple(merged), len(before), int((~keep).sum()), space.size, settings)
 
 
 def in_class(logits: npt.NDArray[np.float32], target: int, activation: Activation) -> npt.NDArray[np.bool_]:
-    """Whether logits [..., K] count as the class: argmax for softmax, logit > 0 for a label of a sigmoid: [...]."""
+    """Whether logits [..., K] count as a class, bool [...].
+
+    Softmax: the argmax, of equal ones the first, so that an image is in exactly one class. Sigmoid: the
+    label's logit is above 0.
+    """
     if activation == "sigmoid":
         return np.asarray(logits[..., target] > 0)
     return np.asarray(logits.argmax(axis=-1) == target)
@@ -179,38 +190,38 @@ def _select(
 ) -> list[DirectedCoordinate]:
     """Up to `count` coordinates, each once.
 
-    *Subset* and *removal* end when every image is explained, which strong coordinates do after a few picks. Then
-    another round begins with what is left and all images unexplained again, so that a ranking is as long as was
-    asked for; the published result is its first round.
+    *Subset* and *removal* end when every image is explained, which strong coordinates do after a few picks.
+    Then another round begins with what is left and all images unexplained again, so that a ranking is as long
+    as was asked for; the published result is its first round. Of a coordinate that is selected in both
+    directions, the first pick counts.
     """
-    chosen: list[DirectedCoordinate] = []
+    chosen: dict[int, DirectedCoordinate] = {}
 
     def open_(coordinate: int) -> bool:
-        if any(coordinate == taken for _, taken in chosen):
-            return False
-        return accept is None or accept(target, coordinate)
+        return coordinate not in chosen and (accept is None or accept(target, coordinate))
 
     if settings.method == "independent":
-        return select_independent(
+        found = select_independent(
             effects,
             target,
-            settings.count,
+            2 * settings.count,
             settings.independent_threshold,
             settings.independent_min_share,
             images=images,
             accept=open_,
         )
+        for change in found:
+            chosen.setdefault(change[1], change)
+        return list(chosen.values())[: settings.count]
     select = select_subset if settings.method == "subset" else select_removal
     while len(chosen) < settings.count:
         limit = settings.count - len(chosen)
         found = select(effects, target, limit, settings.max_image_effect, images=images, accept=open_)
-        fresh = list(
-            {coordinate: (direction, coordinate) for direction, coordinate in reversed(found)}.values()
-        )
-        if not fresh:
+        if not found:
             break
-        chosen += reversed(fresh)
-    return chosen
+        for change in found:
+            chosen.setdefault(change[1], change)
+    return list(chosen.values())
 
 
 def _attribute(

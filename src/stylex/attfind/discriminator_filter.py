@@ -23,9 +23,18 @@ SHIFT = 2.0
 class DiscriminatorFilter:
     """accept(target, coordinate): whether the discriminator lets a coordinate pass (notebook; facts, item 6).
 
-    In each direction, the first 10 images on which the effect exceeds 0.2 are taken, the coordinate is moved by
-    twice the way to its end, and the score, conditioned on the class probabilities of the edited image, compared with
-    the score before. A change by more than `limit` on any of these images refuses the coordinate.
+    In each direction, the first 10 images on which the effect exceeds 0.2 are taken, the coordinate is moved
+    by twice the way to its end, and the score, conditioned on the classifier's view of the edited image,
+    compared with the score before. A change by more than `limit` on any of these images refuses the
+    coordinate.
+
+    Args:
+        styles: [N, T], of the images that effects were measured on.
+        effects: [N, 2, S, K].
+        limit: the notebook has 0.2.
+
+    Raises:
+        RunError: the model came without a discriminator.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ OnProgress = Callable[[int, int], None]
 """Called with images done and images in all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Discovery:
     """The images that a search stands on, as the generator sees them.
 
@@ -97,12 +97,16 @@ def search(
 ) -> Findings:
     """Find attributes and keep styles, logits and attributes in the run; goes on where an earlier search stopped.
 
-    Writes styles.safetensors, effects/ (logits after every change, a few images a shard) and attributes.json. A
-    search with other settings, weights or images starts over.
+    Writes effects/ (logits after every change, a few images a shard), then styles.safetensors and
+    attributes.json. A search with other settings, weights or images starts over; until it is done, the run
+    keeps what the earlier one found.
+
+    Raises:
+        DataError: there are no images, or none outside (or inside) some class.
+        RunError: the run cannot be written.
     """
     found = discover(model, images, settings, run.config.seed)
     key = _key(model, found, settings)
-    save_discovery(run, found, key)
     after = _swept(run, model, found, settings, key, on_progress)
     before = found.logits.numpy()
     accept = None
@@ -112,6 +116,7 @@ def search(
     findings = find_attributes(
         before, after, found.space, model.class_names, settings, model.classifier.activation, accept
     )
+    save_discovery(run, found, model)
     save_findings(run, findings)
     return findings
 
@@ -136,27 +141,34 @@ def load_findings(run: Run) -> Findings:
         raise RunError(f"{file}: damaged ({error}); run 'stylex attfind {run.path}' again") from None
 
 
-def save_discovery(run: Run, found: Discovery, key: str) -> None:
-    """Write styles.safetensors."""
+def save_discovery(run: Run, found: Discovery, model: Model) -> None:
+    """Write styles.safetensors, with the checksum of the generator that the styles belong to."""
     tensors = {
         "latents": found.latents,
         "styles": found.styles,
         "logits": found.logits,
         **found.space.tensors(),
     }
-    write_tensors(run.path / "styles.safetensors", tensors, {"names": list(found.names), "key": key})
+    header = {"names": list(found.names), "generator": checksum(model.generator.state_dict())}
+    write_tensors(run.path / "styles.safetensors", tensors, header)
 
 
 def load_discovery(run: Run, model: Model) -> Discovery:
     """The discovery images of a run as its search left them.
 
     Raises:
-        RunError: not searched yet.
+        RunError: not searched yet, or the model was trained on since.
+        CheckpointError: the file is damaged.
     """
     file = run.path / "styles.safetensors"
     if not file.exists():
         raise RunError(f"{run.path}: no styles yet; 'stylex attfind {run.path}' measures them")
     tensors, header = read_tensors(file)
+    if header.get("generator") != checksum(model.generator.state_dict()):
+        raise RunError(
+            f"{run.path}: the attributes belong to other weights than the model has now; "
+            f"run 'stylex attfind {run.path}' again"
+        )
     device = model.hardware.device
     space = StyleSpace(
         model.generator.synthesis.layout, tensors["low"].to(device), tensors["high"].to(device)
@@ -170,6 +182,7 @@ def _key(model: Model, found: Discovery, settings: AttFindSettings) -> str:
     parts = {
         "styles": checksum({"styles": found.styles, **found.space.tensors()}),
         "synthesis": checksum(model.generator.synthesis.state_dict()),
+        "noise": model.noise,
         "classifier": model.classifier.fingerprint,
         "precision": model.hardware.precision,
         "shift": settings.shift,

@@ -1,4 +1,4 @@
-"""The expensive measurement: what the classifier says when one coordinate at a time goes to the ends of its range.
+"""The expensive measurement: what the classifier says when one coordinate at a time goes to an end of its range.
 
 The result is always the logits after each change, [N, 2, S, K]; effects are differences of them (`effects.py`).
 """
@@ -30,9 +30,10 @@ def sweep(
 ) -> Tensor:
     """Logits after every single change: styles [N, T] → [N, 2, S, K], float32 on the CPU.
 
-    A coordinate of layer l leaves everything before l unchanged, so activations up to each layer are computed once
-    an image, and only the layers from l on run again, for `batch_size` changes at once (both directions, many
-    coordinates). Changes that do not move a coordinate (it lies at that end already) take the unchanged logits.
+    A coordinate of layer l leaves everything before l unchanged, so activations up to each layer are computed
+    once an image, and only the layers from l on run again, for `batch_size` changes at once (both directions,
+    many coordinates). Changes that do not move a coordinate (it lies at that end already) take the unchanged
+    logits.
 
     Args:
         shift: 1 moves a coordinate to the end of its range.
@@ -41,7 +42,8 @@ def sweep(
     """
     classes = len(model.class_names)
     results = torch.empty(len(styles), 2, space.size, classes)
-    for number, style in enumerate(styles.split(1)):
+    for number in range(len(styles)):
+        style = styles[number : number + 1]
         results[number] = _sweep_image(model, space, style.to(model.hardware.device), shift, batch_size)
         if on_image is not None:
             on_image(number + 1, len(styles))
@@ -51,6 +53,7 @@ def sweep(
 def _sweep_image(model: Model, space: StyleSpace, style: Tensor, shift: float, batch_size: int) -> Tensor:
     synthesis = model.generator.synthesis
     results = torch.empty(2, space.size, len(model.class_names), device=style.device)
+    ends = torch.stack([space.low, space.high])
     states: list[SynthesisState] = list(synthesis.states(style, model.noise))
     final = states[-1].image
     assert final is not None
@@ -62,13 +65,15 @@ def _sweep_image(model: Model, space: StyleSpace, style: Tensor, shift: float, b
             continue
         changes = _changes(space, place, values, first, shift)
         first += place.channels
-        for part in changes.split(batch_size):
+        for begin in range(0, len(changes), batch_size):
+            part = changes[begin : begin + batch_size]
             directions, coordinates = part[:, 0], part[:, 1]
             moved = style.repeat(len(part), 1)
-            ends = torch.stack([space.low, space.high])[directions, coordinates]
             before = values[coordinates]
             rows = torch.arange(len(part), device=style.device)
-            moved[rows, space.positions[coordinates]] = before + shift * (ends - before)
+            moved[rows, space.positions[coordinates]] = before + shift * (
+                ends[directions, coordinates] - before
+            )
             start = state.select(torch.zeros(len(part), dtype=torch.long, device=style.device))
             images = synthesis.finish(_channels_last(start), moved, model.noise)
             results[directions, coordinates] = model.classifier(images.clamp(-1, 1))
@@ -95,7 +100,8 @@ def _channels_last(state: SynthesisState) -> SynthesisState:
 def sweep_slowly(model: Model, space: StyleSpace, styles: Tensor, *, shift: float = 1.0) -> Tensor:
     """The reference for `sweep`: one image, one coordinate and one direction at a time, whole synthesis each."""
     results = torch.empty(len(styles), 2, space.size, len(model.class_names))
-    for number, style in enumerate(styles.split(1)):
+    for number in range(len(styles)):
+        style = styles[number : number + 1]
         for direction in (0, 1):
             for coordinate in range(space.size):
                 moved = space.shift(style, [(direction, coordinate)], by=shift)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from stylex.attfind import Findings
 from stylex.attfind.attributes import in_class
+from stylex.attfind.effects import Activation
 from stylex.baselines import random_coordinates, rank_wu
 from stylex.classifiers import Classifier
 from stylex.data import ImageSet
-from stylex.errors import DataError, StylexError
-from stylex.evaluation.flips import FlipCurve, confirmed_share, flip_curve
+from stylex.errors import DataError
+from stylex.evaluation.flips import ConfirmedShare, FlipCurve, confirmed_share, flip_curve
 from stylex.evaluation.intervals import Interval, wilson
 from stylex.model import Model
 from stylex.stylespace import DirectedCoordinate, StyleSpace
@@ -28,20 +30,30 @@ COUNTS = (1, 2, 3, 5, 7, 10, 15, 20)
 RANDOM_DRAWS = 5
 """Independent draws of random coordinates, a fifth of the images each."""
 
+SAMPLED = 1000
+"""Latents sampled to test on, for a model without an encoder."""
+
+OTHER = -1
+"""Class index of an image on which the label in question is off (sigmoid classifiers)."""
+
+Logits = npt.NDArray[np.float32]
+Classes = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class MethodResult:
     """One method towards one target: its flip curve and the two companions without which it is not quoted.
 
-    `confirmed` gives, for each k of the curve, the share of flips that the independent classifier sees as well
-    (None without one); `distance` the mean absolute change of a pixel, images in [-1, 1].
+    `against_original` is the curve over the images whose original is outside the target too (None where there
+    is none). `confirmed` gives, for each k of the curve, the share of flips that the independent classifier
+    sees as well (None without one); `distance` the mean absolute change of a pixel, images in [-1, 1].
     """
 
     method: str
     target: str
     curve: FlipCurve
-    against_original: FlipCurve
-    confirmed: tuple[dict[str, Any], ...] | None
+    against_original: FlipCurve | None
+    confirmed: tuple[ConfirmedShare, ...] | None
     distance: tuple[float, ...]
     changes: tuple[DirectedCoordinate, ...]
 
@@ -50,8 +62,8 @@ class MethodResult:
             "method": self.method,
             "target": self.target,
             "curve": self.curve.to_json(),
-            "against_original": self.against_original.to_json(),
-            "confirmed": None if self.confirmed is None else list(self.confirmed),
+            "against_original": None if self.against_original is None else self.against_original.to_json(),
+            "confirmed": None if self.confirmed is None else [share.to_json() for share in self.confirmed],
             "distance": list(self.distance),
             "changes": [list(change) for change in self.changes],
         }
@@ -59,14 +71,19 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of a run on its test images; `single` gives the flip rate of each attribute alone."""
+    """Figures of a run on its test images.
+
+    `agreement` is the share of images whose class survives reconstruction, `l1` the mean absolute difference of
+    a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target. Targets
+    outside of which there is no test image are missing in `methods` and `single`.
+    """
 
     images: int
     coordinates: int
     agreement: Interval
     l1: float
     methods: tuple[MethodResult, ...]
-    single: dict[str, tuple[dict[str, Any], ...]]
+    single: dict[str, tuple[Interval, ...]]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -75,41 +92,47 @@ class Evaluation:
             "agreement": self.agreement.to_json(),
             "l1": self.l1,
             "methods": [method.to_json() for method in self.methods],
-            "single": {target: list(rows) for target, rows in self.single.items()},
+            "single": {target: [rate.to_json() for rate in rates] for target, rates in self.single.items()},
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TestImages:
-    """Test images as the model sees them: styles [N, T], logits of images and of reconstructions [N, K]."""
+    """Test images as the model sees them: styles [N, T], logits of images and of reconstructions [N, K].
+
+    Sampled images are their own reconstructions.
+    """
 
     __test__ = False
 
     images: Tensor
     styles: Tensor
-    logits_original: npt.NDArray[np.float32]
-    logits: npt.NDArray[np.float32]
+    logits_original: Logits
+    logits: Logits
     reconstructions: Tensor
     names: tuple[str, ...]
 
 
-def prepare(model: Model, test: ImageSet | None, seed: int, count: int = 1000) -> TestImages:
-    """Encode test images; for a model without an encoder, sample latents with a seed that discovery does not use."""
+def prepare(model: Model, test: ImageSet | None, seed: int, count: int = SAMPLED) -> TestImages:
+    """Encode test images; without an encoder, sample `count` latents with a seed that discovery does not use.
+
+    Raises:
+        DataError: there are no test images.
+    """
     if model.encoder is None:
-        latents = model.sample(count, seed + 1_000_003)
-        styles = model.styles(latents)
+        styles = model.styles(model.sample(count, seed + 1_000_003))
         images = model.synthesise(styles)
-        original = model.classify(images)
+        logits = model.classify(images).cpu().numpy()
         names = tuple(f"sample {number}" for number in range(count))
-    else:
-        if test is None or not len(test):
-            raise DataError("there are no test images to evaluate on")
-        images = test.batch(np.arange(len(test)))
-        latents, original = model.encode(images)
-        styles, names = model.styles(latents), test.names
+        return TestImages(images, styles, logits, logits, images, names)
+    if test is None or not len(test):
+        raise DataError("there are no test images to evaluate on; add images, or give others with --data")
+    images = test.batch(np.arange(len(test)))
+    latents, original = model.encode(images)
+    styles = model.styles(latents)
     reconstructions = model.synthesise(styles)
-    logits = model.classify(reconstructions)
-    return TestImages(images, styles, original.cpu().numpy(), logits.cpu().numpy(), reconstructions, names)
+    logits = model.classify(reconstructions).cpu().numpy()
+    return TestImages(images, styles, original.cpu().numpy(), logits, reconstructions, test.names)
 
 
 def evaluate(
@@ -127,219 +150,166 @@ def evaluate(
 ) -> Evaluation:
     """Flip curves of AttFind, Wu et al. and random coordinates towards every class, with their companions.
 
-    The top k coordinates go to the ends of the ranges seen in discovery, at once; a flip is a change of the class of
-    the reconstruction to the target (also given: against the class of the original image, on those images that the
-    classifier puts into another class than the target).
+    The top k coordinates go to the ends of the ranges seen in discovery, at once; a flip is a change of the
+    class of the reconstruction to the target (also given: over the images that the classifier puts into another
+    class than the target before reconstruction). Labels of a sigmoid classifier are taken one by one. Wu et al.
+    are left out where fewer than two discovery images show the class clearly.
 
     Args:
+        discovery_styles, discovery_logits: [N, T] and [N, K] of the images that attributes were found on.
         judge: an independently trained classifier of the same classes.
     """
-    activation = model.classifier.activation
-    classes_before = _classes(test.logits)
-    classes_original = _classes(test.logits_original)
-    agreed = int((classes_before == classes_original).sum())
-    judge_before = None if judge is None else _classes(_logits_of(judge, test.reconstructions, model))
-    results: list[MethodResult] = []
-    single: dict[str, tuple[dict[str, Any], ...]] = {}
+    say = on_progress or (lambda stage: None)
+    judged = None if judge is None else _judge_logits(judge, model, test.reconstructions)
     searchable = space.searchable(discovery_styles).cpu().numpy()
     probabilities = model.classifier.probabilities(discovery_logits).cpu().numpy()
+    results: list[MethodResult] = []
+    single: dict[str, tuple[Interval, ...]] = {}
     for target, name in enumerate(model.class_names):
-        rows = np.flatnonzero(~in_class(test.logits, target, activation))
-        if not len(rows):
+        bench = _Bench(model, space, test, target, judge, judged, counts)
+        if not len(bench.rows):
             continue
-        found = findings.attributes[name]
-        rankings: dict[str, list[DirectedCoordinate]] = {"AttFind": [entry.change for entry in found]}
-        try:
+        rankings = {"AttFind": [entry.change for entry in findings.attributes[name]]}
+        with suppress(DataError):  # no image shows the class clearly enough: there is nothing to compare with
             rankings["Wu et al."] = rank_wu(searchable, probabilities, target, count=max(counts))
-        except StylexError:
-            pass  # no image exhibits the class strongly enough: there is nothing to compare with
         for method, changes in rankings.items():
-            if on_progress is not None:
-                on_progress(f"{method} towards {name}")
-            results.append(
-                _measure(
-                    model,
-                    space,
-                    method,
-                    target,
-                    changes,
-                    test,
-                    rows,
-                    counts,
-                    classes_original,
-                    judge,
-                    judge_before,
-                )
-            )
-        if on_progress is not None:
-            on_progress(f"random coordinates towards {name}")
-        results.append(
-            _measure_random(
-                model, space, target, test, rows, counts, seed, classes_original, judge, judge_before
-            )
-        )
-        single[name] = tuple(
-            wilson(
-                int(
-                    in_class(
-                        _edited_logits(model, space, test, rows, [entry.change]), target, activation
-                    ).sum()
-                ),
-                len(rows),
-            ).to_json()
-            for entry in found
-        )
+            say(f"{method} towards {name}")
+            results.append(bench.ranking(method, changes))
+        say(f"random coordinates towards {name}")
+        results.append(bench.random(seed))
+        say(f"each attribute towards {name}")
+        single[name] = tuple(bench.alone(change) for change in rankings["AttFind"])
+    kept = same_class(test.logits_original, test.logits, model.classifier.activation)
     l1 = float((test.images.to(test.reconstructions.device) - test.reconstructions).abs().mean())
-    return Evaluation(
-        len(test.names), space.size, wilson(agreed, len(classes_before)), l1, tuple(results), single
-    )
+    agreement = wilson(int(kept.sum()), len(kept))
+    return Evaluation(len(test.names), space.size, agreement, l1, tuple(results), single)
 
 
-def _measure(
-    model: Model,
-    space: StyleSpace,
-    method: str,
-    target: int,
-    changes: Sequence[DirectedCoordinate],
-    test: TestImages,
-    rows: npt.NDArray[np.intp],
-    counts: Sequence[int],
-    classes_original: npt.NDArray[np.int64],
-    judge: Classifier | None,
-    judge_before: npt.NDArray[np.int64] | None,
-) -> MethodResult:
-    measured = [k for k in counts if k <= len(changes)] or [len(changes)]
-    after, judged, distance = [], [], []
-    for k in measured:
-        images = _edited(model, space, test, rows, changes[:k])
-        after.append(_classes(model.classify(images).cpu().numpy()))
-        distance.append(float((images - test.reconstructions[rows]).abs().mean()))
-        if judge is not None:
-            judged.append(_classes(_logits_of(judge, images, model)))
-    return _result(
-        model,
-        method,
-        target,
-        measured,
-        np.stack(after),
-        judged,
-        distance,
-        test,
-        rows,
-        classes_original,
-        judge_before,
-        changes,
-    )
+def same_class(before: Logits, after: Logits, activation: Activation) -> npt.NDArray[np.bool_]:
+    """On which images two sets of logits [N, K] say the same: one argmax, or every label alike: bool [N]."""
+    if activation == "sigmoid":
+        return np.asarray(((before > 0) == (after > 0)).all(axis=1))
+    return np.asarray(before.argmax(axis=1) == after.argmax(axis=1))
 
 
-def _measure_random(
-    model: Model,
-    space: StyleSpace,
-    target: int,
-    test: TestImages,
-    rows: npt.NDArray[np.intp],
-    counts: Sequence[int],
-    seed: int,
-    classes_original: npt.NDArray[np.int64],
-    judge: Classifier | None,
-    judge_before: npt.NDArray[np.int64] | None,
-) -> MethodResult:
-    """Random coordinates: the images fall into `RANDOM_DRAWS` parts, each with a draw of its own."""
-    measured = [k for k in counts if k <= space.size]
-    after = np.empty((len(measured), len(rows)), np.int64)
-    judged = np.empty_like(after)
-    distance = np.zeros(len(measured))
-    parts = [part for part in np.array_split(np.arange(len(rows)), RANDOM_DRAWS) if len(part)]
-    for draw, part in enumerate(parts):
-        changes = random_coordinates(space.size, max(measured), seed + draw)
-        for i, k in enumerate(measured):
-            images = _edited(model, space, test, rows[part], changes[:k])
-            after[i, part] = _classes(model.classify(images).cpu().numpy())
-            distance[i] += (
-                float((images - test.reconstructions[rows[part]]).abs().mean()) * len(part) / len(rows)
+class _Edited(NamedTuple):
+    """What became of n edited images: class, class by the judge, mean absolute change of a pixel, each [n]."""
+
+    classes: Classes
+    judged: Classes | None
+    distance: npt.NDArray[np.float64]
+
+
+class _Bench:
+    """Edits the test images outside one target class and measures what became of them."""
+
+    def __init__(
+        self,
+        model: Model,
+        space: StyleSpace,
+        test: TestImages,
+        target: int,
+        judge: Classifier | None,
+        judge_logits: Logits | None,
+        counts: Sequence[int],
+    ) -> None:
+        activation = model.classifier.activation
+        self._model, self._space, self._test, self._target = model, space, test, target
+        self._judge, self._counts = judge, counts
+        self.rows = np.flatnonzero(~in_class(test.logits, target, activation))
+        self._before = _classes(test.logits[self.rows], target, activation)
+        self._original = _classes(test.logits_original[self.rows], target, activation)
+        self._judged_before: Classes | None = None
+        if judge is not None and judge_logits is not None:
+            self._judged_before = _classes(judge_logits[self.rows], target, judge.activation)
+
+    def ranking(self, method: str, changes: Sequence[DirectedCoordinate]) -> MethodResult:
+        """The first k of a ranking at once, for every k that it is long enough for."""
+        counts = [k for k in self._counts if k <= len(changes)] or [len(changes)]
+        return self._result(method, counts, [self._edit(changes[:k], self.rows) for k in counts], changes)
+
+    def random(self, seed: int) -> MethodResult:
+        """Random coordinates: the images fall into `RANDOM_DRAWS` parts, each with a draw of its own."""
+        counts = [k for k in self._counts if k <= self._space.size]
+        parts = [part for part in np.array_split(self.rows, RANDOM_DRAWS) if len(part)]
+        draws = [random_coordinates(self._space.size, max(counts), seed + i) for i in range(len(parts))]
+        edited = [
+            _joined([self._edit(draw[:k], part) for draw, part in zip(draws, parts, strict=True)])
+            for k in counts
+        ]
+        return self._result("random", counts, edited, ())
+
+    def alone(self, change: DirectedCoordinate) -> Interval:
+        """Share of the images that one change alone sends to the target."""
+        flipped = self._edit([change], self.rows, ask_judge=False).classes == self._target
+        return wilson(int(flipped.sum()), len(flipped))
+
+    def _edit(
+        self, changes: Sequence[DirectedCoordinate], rows: npt.NDArray[np.intp], *, ask_judge: bool = True
+    ) -> _Edited:
+        """Batch by batch, so that no more images are held than one."""
+        model, test = self._model, self._test
+        found = []
+        for first in range(0, len(rows), model.batch_size):
+            part = torch.from_numpy(rows[first : first + model.batch_size])
+            images = model.synthesise(self._space.shift(test.styles[part], changes))
+            classes = _classes(model.classify(images).cpu().numpy(), self._target, model.classifier.activation)
+            judged = None
+            if self._judge is not None and ask_judge:
+                logits = _judge_logits(self._judge, model, images)
+                judged = _classes(logits, self._target, self._judge.activation)
+            distance = (images - test.reconstructions[part]).abs().mean(dim=(1, 2, 3))
+            found.append(_Edited(classes, judged, distance.double().cpu().numpy()))
+        return _joined(found)
+
+    def _result(
+        self,
+        method: str,
+        counts: Sequence[int],
+        edited: Sequence[_Edited],
+        changes: Sequence[DirectedCoordinate],
+    ) -> MethodResult:
+        after = np.stack([part.classes for part in edited])
+        apart = self._original != self._target
+        confirmed = None
+        if self._judged_before is not None:
+            confirmed = tuple(
+                confirmed_share(self._before, part.classes, self._judged_before, part.judged, self._target)
+                for part in edited
+                if part.judged is not None
             )
-            if judge is not None:
-                judged[i, part] = _classes(_logits_of(judge, images, model))
-    return _result(
-        model,
-        "random",
-        target,
-        measured,
-        after,
-        list(judged) if judge is not None else [],
-        distance.tolist(),
-        test,
-        rows,
-        classes_original,
-        judge_before,
-        (),
-    )
-
-
-def _result(
-    model: Model,
-    method: str,
-    target: int,
-    counts: Sequence[int],
-    after: npt.NDArray[np.int64],
-    judged: Sequence[npt.NDArray[np.int64]],
-    distance: Sequence[float],
-    test: TestImages,
-    rows: npt.NDArray[np.intp],
-    classes_original: npt.NDArray[np.int64],
-    judge_before: npt.NDArray[np.int64] | None,
-    changes: Sequence[DirectedCoordinate],
-) -> MethodResult:
-    before = _classes(test.logits)[rows]
-    # A sigmoid model's top label may already be the target although another label is explained; argmax classes of
-    # softmax models never are, because `rows` leaves them out.
-    fits = before != target
-    original = classes_original[rows]
-    apart = original != target
-    confirmed = None
-    if judged and judge_before is not None:
-        confirmed = tuple(
-            confirmed_share(before[fits], row[fits], judge_before[rows][fits], judge[fits], target).to_json()
-            for row, judge in zip(after, judged, strict=True)
+        return MethodResult(
+            method,
+            self._model.class_names[self._target],
+            flip_curve(self._before, after, counts, self._target),
+            flip_curve(self._original[apart], after[:, apart], counts, self._target) if apart.any() else None,
+            confirmed,
+            tuple(float(part.distance.mean()) for part in edited),
+            tuple(changes),
         )
-    return MethodResult(
-        method,
-        model.class_names[target],
-        flip_curve(before[fits], after[:, fits], counts, target),
-        flip_curve(original[apart], after[:, apart], counts, target),
-        confirmed,
-        tuple(distance),
-        tuple(changes),
+
+
+def _joined(parts: Sequence[_Edited]) -> _Edited:
+    judged = [part.judged for part in parts if part.judged is not None]
+    return _Edited(
+        np.concatenate([part.classes for part in parts]),
+        np.concatenate(judged) if judged else None,
+        np.concatenate([part.distance for part in parts]),
     )
 
 
-def _edited(
-    model: Model,
-    space: StyleSpace,
-    test: TestImages,
-    rows: npt.NDArray[np.intp],
-    changes: Sequence[DirectedCoordinate],
-) -> Tensor:
-    return model.synthesise(space.shift(test.styles[torch.from_numpy(rows)], changes))
-
-
-def _edited_logits(
-    model: Model,
-    space: StyleSpace,
-    test: TestImages,
-    rows: npt.NDArray[np.intp],
-    changes: Sequence[DirectedCoordinate],
-) -> npt.NDArray[np.float32]:
-    found: npt.NDArray[np.float32] = model.classify(_edited(model, space, test, rows, changes)).cpu().numpy()
-    return found
-
-
-def _logits_of(judge: Classifier, images: Tensor, model: Model) -> npt.NDArray[np.float32]:
+def _judge_logits(judge: Classifier, model: Model, images: Tensor) -> Logits:
     with torch.inference_mode():
-        found = [judge(part.to(model.hardware.device)) for part in images.split(model.batch_size)]
-    logits: npt.NDArray[np.float32] = torch.cat(found).cpu().numpy()
+        found = [
+            judge(images[first : first + model.batch_size].to(model.hardware.device))
+            for first in range(0, len(images), model.batch_size)
+        ]
+    logits: Logits = torch.cat(found).cpu().numpy()
     return logits
 
 
-def _classes(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def _classes(logits: Logits, target: int, activation: Activation) -> Classes:
+    """Class of each image [N] as flips compare them: the argmax; for a label, the target or OTHER."""
+    if activation == "sigmoid":
+        return np.where(in_class(logits, target, activation), target, OTHER).astype(np.int64)
     return np.asarray(logits.argmax(axis=1), np.int64)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from stylex.attfind import Attribute
+from stylex.attfind import Attribute, Findings
 from stylex.attfind.attributes import in_class
 from stylex.counterfactuals import explain_styles, to_picture
 from stylex.data import Dataset
-from stylex.evaluation.measure import TestImages, prepare
+from stylex.evaluation.measure import TestImages
 from stylex.evaluation.stage import load_evaluation
 from stylex.explainer import Explainer
 from stylex.report.content import (
@@ -29,6 +30,13 @@ from stylex.report.content import (
 from stylex.report.counterfactuals import as_example
 from stylex.report.html import render_html
 from stylex.run import provenance, write_atomically
+from stylex.stylespace import DIRECTIONS
+
+CANDIDATES = 64
+"""Images tried for the pairs of an attribute: those farthest in style from its end."""
+
+MOVED = 0.02
+"""Rise of the target's probability from which on an image shows what an attribute does."""
 
 LOW_AGREEMENT = 0.9
 """Under this share of test images whose class survives reconstruction the report warns."""
@@ -37,6 +45,7 @@ LOW_AGREEMENT = 0.9
 def write_report(
     explainer: Explainer,
     data: Dataset | None,
+    test: TestImages,
     command: str,
     *,
     attributes: int = 10,
@@ -47,14 +56,15 @@ def write_report(
     """Write report.html into the run and return its path.
 
     Args:
-        data: the run's data set, whose test images are shown; None for a model that samples.
+        data: the run's data set; None for a model that samples.
+        test: what `prepare` made of its test images, which are shown.
         command: what repeats the run, shown to be copied.
         attributes, pairs, examples, reconstructions: how much is shown of each.
 
     Raises:
         RunError: the run has not been evaluated yet.
     """
-    content = compose(explainer, data, command, attributes, pairs, examples, reconstructions)
+    content = compose(explainer, data, test, command, attributes, pairs, examples, reconstructions)
     path = explainer.run.path / "report.html"
     text = render_html(content).encode()
     write_atomically(path, lambda file: file.write(text))
@@ -64,6 +74,7 @@ def write_report(
 def compose(
     explainer: Explainer,
     data: Dataset | None,
+    test: TestImages,
     command: str,
     attributes: int = 10,
     pairs: int = 6,
@@ -72,8 +83,7 @@ def compose(
 ) -> ReportContent:
     """The content of a run's report; see `write_report`."""
     model, run, findings = explainer.model, explainer.run, explainer.findings
-    evaluation = load_evaluation(run)
-    test = prepare(model, None if data is None else data.test, run.config.seed)
+    evaluation = load_evaluation(explainer)
     targets = tuple(
         TargetSection(
             target=name,
@@ -84,15 +94,15 @@ def compose(
             curves=_curves(evaluation, name),
             counterfactuals=_examples(explainer, test, name, examples),
         )
-        for name in explainer.class_names
+        for name in evaluation["single"]
     )
-    agreement: Any = evaluation["agreement"]
+    agreement = evaluation["agreement"]
     return ReportContent(
         title=f"What makes an image count as {_either(explainer.class_names)}",
         summary=_summary(explainer, evaluation),
         class_names=explainer.class_names,
         facts=_facts(explainer, data, evaluation),
-        warnings=_warnings(evaluation, findings.images, findings.unstable),
+        warnings=_warnings(evaluation, findings),
         reconstructions=_reconstructions(explainer, test, reconstructions)
         if model.encoder is not None
         else (),
@@ -102,7 +112,7 @@ def compose(
             "Mean absolute difference": f"{evaluation['l1']:.3f} (pixels from −1 to 1)",
         },
         targets=targets,
-        coordinates=model_coordinates(explainer),
+        coordinates=explainer.discovery.space.size,
         command=command,
         provenance={
             **provenance(),
@@ -114,11 +124,6 @@ def compose(
             "training steps": model.step,
         },
     )
-
-
-def model_coordinates(explainer: Explainer) -> int:
-    """S, the number of searchable coordinates."""
-    return explainer.discovery.space.size
 
 
 def _either(names: Sequence[str]) -> str:
@@ -159,17 +164,21 @@ def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, 
     }
 
 
-def _warnings(evaluation: Mapping[str, Any], images: int, unstable: int) -> tuple[str, ...]:
-    warnings = []
+def _warnings(evaluation: Mapping[str, Any], findings: Findings) -> tuple[str, ...]:
+    warnings = [
+        f"No test image counts as anything but “{name}”, so nothing is said about what leads there."
+        for name in findings.attributes
+        if name not in evaluation["single"]
+    ]
     agreement = evaluation["agreement"]["estimate"]
     if agreement < LOW_AGREEMENT:
         warnings.append(
             f"The classifier keeps its class on only {agreement:.0%} of the reconstructions; explanations of the "
             "others are about a different image. Train longer before trusting this report."
         )
-    if unstable > images / 4:
+    if findings.unstable > findings.images / 4:
         warnings.append(
-            f"{unstable} of {images} discovery images were left out because nearly everything moves them."
+            f"{findings.unstable} of {findings.images} discovery images were left out because nearly everything moves them."
         )
     for method in evaluation["methods"]:
         if method["method"] == "random" and method["curve"]["rate"][-1] > 0.1:
@@ -220,24 +229,24 @@ def _attribute(
     model, space = explainer.model, explainer.discovery.space
     index = explainer.class_names.index(entry.target)
     rows = _rows(explainer, test, entry.target)
-    styles = test.styles[torch.from_numpy(rows)]
-    end = space.end(entry.direction)[entry.coordinate]
-    way = (styles[:, space.positions[entry.coordinate]] - end).abs().cpu().numpy()
-    after = model.synthesise(space.shift(styles, [entry.change]))
-    logits = model.classify(after)
-    before_p = model.classifier.probabilities(torch.from_numpy(test.logits[rows]))[:, index].numpy()
-    after_p = model.classifier.probabilities(logits)[:, index].cpu().numpy()
-    flipped = in_class(logits.cpu().numpy(), index, model.classifier.activation)
-    difference = (after - test.reconstructions[torch.from_numpy(rows)]).abs().mean(dim=(0, 1)).cpu().numpy()
-    moved = after_p - before_p > 0.02
-    order = np.lexsort((-way, ~moved))[:count]
+    place = space.positions[entry.coordinate].item()
+    way = (test.styles[:, place] - space.end(entry.direction)[entry.coordinate]).abs().cpu().numpy()
+    rows = rows[np.argsort(-way[rows], kind="stable")[: max(CANDIDATES, count)]]
+    before = test.reconstructions[torch.from_numpy(rows)]
+    after = model.synthesise(space.shift(test.styles[torch.from_numpy(rows)], [entry.change]))
+    logits = model.classify(after).cpu()
+    probabilities = model.classifier.probabilities
+    before_p = probabilities(torch.from_numpy(test.logits[rows]))[:, index].numpy()
+    after_p = probabilities(logits)[:, index].numpy()
+    flipped = in_class(logits.numpy(), index, model.classifier.activation)
+    order = np.argsort(after_p - before_p <= MOVED, kind="stable")[:count]
     figures = evaluation["single"][entry.target][entry.rank - 1]
     margin = 1.96 * entry.effect_std / max(1, entry.images) ** 0.5
     return AttributeSection(
         rank=entry.rank,
         name=entry.name,
         coordinate=entry.coordinate,
-        direction=("lower", "raise")[entry.direction],
+        direction=DIRECTIONS[entry.direction],
         layer=entry.layer,
         channel=entry.channel,
         effect=entry.effect,
@@ -246,11 +255,11 @@ def _attribute(
         flip_share=figures["estimate"],
         flip_share_low=figures["low"],
         flip_share_high=figures["high"],
-        where=(difference / max(float(difference.max()), 1e-8)).astype(np.float32),
+        where=_where(before, after),
         pairs=tuple(
             Pair(
                 name=test.names[rows[i]],
-                before=to_picture(test.reconstructions[rows[i]]),
+                before=to_picture(before[i]),
                 after=to_picture(after[i]),
                 probability_before=float(before_p[i]),
                 probability_after=float(after_p[i]),
@@ -261,32 +270,31 @@ def _attribute(
     )
 
 
+def _where(before: Tensor, after: Tensor) -> npt.NDArray[np.float32]:
+    """Mean absolute change of each pixel [H, W], largest 1; 0 where there are no images."""
+    if not len(before):
+        return np.zeros(tuple(before.shape[2:]), np.float32)
+    difference = (after - before).abs().mean(dim=(0, 1)).cpu().numpy()
+    return np.asarray(difference / max(float(difference.max()), 1e-8), np.float32)
+
+
 def _examples(
     explainer: Explainer, test: TestImages, target: str, count: int
 ) -> tuple[CounterfactualExample, ...]:
     """Counterfactuals of the first test images outside the target class, whatever comes out."""
     model = explainer.model
-    found = []
-    for row in _rows(explainer, test, target)[:count].tolist():
-        if model.encoder is None:
-            image, latent = (
-                None,
-                model.sample(len(test.names), explainer.run.config.seed + 1_000_003)[row : row + 1],
-            )
-        else:
-            image = test.images[row : row + 1].to(model.hardware.device)
-            latent = model.encode(image)[0]
-        found.append(
-            explain_styles(
-                model,
-                explainer.discovery.space,
-                explainer.findings.attributes[target],
-                latent,
-                target,
-                image=image,
-                name=test.names[row],
-            )
+    found = [
+        explain_styles(
+            model,
+            explainer.discovery.space,
+            explainer.findings.attributes[target],
+            test.styles[row : row + 1],
+            target,
+            image=None if model.encoder is None else test.images[row : row + 1],
+            name=test.names[row],
         )
+        for row in _rows(explainer, test, target)[:count].tolist()
+    ]
     return tuple(as_example(entry) for entry in found)
 
 

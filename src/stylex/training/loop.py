@@ -173,7 +173,6 @@ class Trainer:
     def run_to_end(self, on_progress: Callable[[Progress], None] | None = None) -> TrainingResult:
         """Train to the total; see `train`."""
         settings, state = self.recipe.training, self.state
-        logged = saved = sampled = state.images
         marks = deque([(time.perf_counter(), state.images)], maxlen=10)
         with stop_requests() as stop, self.log:
             if state.images == 0:
@@ -188,18 +187,20 @@ class Trainer:
                 done = state.images >= self.total_images
                 if stop.asked() and not done:
                     continue
-                if done or state.images - logged >= settings.log_kimg * 1000:
+                if done or self._passed(settings.log_kimg):
                     self._log(marks, on_progress)
-                    logged = state.images
-                if done or state.images - sampled >= settings.sample_kimg * 1000:
+                if done or self._passed(settings.sample_kimg):
                     save_samples(self.run, self.watch, self.classifier, state, self.hardware)
-                    sampled = state.images
-                if done or state.images - saved >= settings.checkpoint_kimg * 1000:
+                if done or self._passed(settings.checkpoint_kimg):
                     self._save()
-                    saved = state.images
         if model_step(self.run) != state.step:
             save_model(self.run, state, self.classifier.class_names)
         return TrainingResult(state.step, state.images, state.seconds, self.latest)
+
+    def _passed(self, kimg: float) -> bool:
+        """Whether the last step reached a multiple of so many images: the same ones, however often resumed."""
+        images = self.state.images
+        return images // (kimg * 1000) > (images - self.images_per_step) // (kimg * 1000)
 
     def step(self) -> dict[str, Tensor]:
         """One step: every phase that is due, on one batch (or `accumulate` of them). Returns statistics."""
