@@ -62,6 +62,11 @@ def test_swap_steps_and_sparsity_need_a_condition() -> None:
         load_recipe("fast", [*plain, "training.schedule=[encode]"])
 
 
+def test_a_warm_up_needs_an_encoder() -> None:
+    with pytest.raises(ConfigError, match="needs an encoder"):
+        load_recipe("stylegan2", ["loss.adversarial_start_kimg=1"])
+
+
 def test_several_errors_are_counted() -> None:
     with pytest.raises(ConfigError, match="and 1 more"):
         load_recipe("fast", ["training.a=1", "training.b=2"])

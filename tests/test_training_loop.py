@@ -27,6 +27,9 @@ from stylex.training.losses import Batch, Phase, StylexLoss
 SHORT = ("loss.r1_interval=2", "loss.path_length_interval=2", "loss.path_length_start_kimg=0")
 """So that the regularisers occur in a few steps."""
 
+WARM = ("loss.adversarial_start_kimg=0.02", "loss.adversarial_ramp_kimg=0.01")
+"""Five steps of reconstruction alone."""
+
 
 def begin(path: Path, name: str = "fast", *assignments: str) -> Run:
     more = ("training.accumulate=2",) if name == "vdv" else ()
@@ -53,6 +56,12 @@ def outcome(run: Run) -> tuple[list[str], str, list[dict[str, Any]]]:
     for line in lines:
         del line["seconds"], line["images_per_second"]
     return checkpoints, read_tensors(run.model_file)[1]["sha256"], lines
+
+
+def modified(run: Run) -> dict[str, int]:
+    """When each file was last written, the lock apart."""
+    found = {path.name: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    return {name: time for name, time in found.items() if name != ".lock"}
 
 
 def interrupt_at(images: int, error: BaseException) -> Callable[[Progress], None]:
@@ -142,6 +151,24 @@ def test_kinds_alternate_within_an_accumulated_update(tmp_path: Path) -> None:
     assert [odd._batch(part).kind for part in range(3)] == ["sample", "encode", "sample"]
 
 
+def test_the_warm_up_encodes_and_leaves_the_discriminator_alone(tmp_path: Path) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "fast", [*SHORT, *WARM])
+    discriminator = trainer.state.networks.discriminator
+    before = discriminator.output.weight.detach().clone()
+    seen = []
+    for _ in range(8):
+        seen.append(set(trainer.step()))
+        if trainer.state.images == 20:
+            assert bool((discriminator.output.weight == before).all())
+            assert trainer.state.path_length_mean == 0
+    assert bool((discriminator.output.weight != before).any())
+    for statistics in seen[:5]:
+        assert "encode/kl" in statistics
+        assert not {"adversarial", "discriminator", "r1", "path_length"} & statistics
+    assert {"adversarial", "discriminator", "swap/kl"} <= seen[5]
+    assert {"adversarial", "discriminator", "r1", "path_length", "encode/kl"} <= seen[6]
+
+
 def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path: Path) -> None:
     """Without what mixes images within a batch (minibatch deviation) or draws for it (noise, swaps)."""
     settings = [
@@ -183,7 +210,8 @@ def test_the_classifier_is_frozen_and_unchanged(tmp_path: Path) -> None:
 
     explained = Classifier(SmallCNN(2, (4, 4, 8, 8)).train(), class_names=("a", "b"), input_size=16)
     before = {key: value.clone() for key, value in explained.state_dict().items()}
-    trainer = problems.make_trainer(tmp_path / "run", "fast", classifier=explained)
+    settings = ["loss.perceptual_network=none"]  # which would freeze it by itself
+    trainer = problems.make_trainer(tmp_path / "run", "fast", settings, classifier=explained)
     for _ in range(2):
         trainer.step()
     assert all(bool((value == before[key]).all()) for key, value in explained.state_dict().items())
@@ -244,6 +272,16 @@ def test_parameter_count() -> None:
 
 
 # Interrupted and continued
+
+
+def test_killed_in_the_warm_up_and_after_it(tmp_path: Path) -> None:
+    whole, run = begin(tmp_path / "whole", "fast", *WARM), begin(tmp_path / "run", "fast", *WARM)
+    go(whole)
+    for images in (24, 40):
+        with pytest.raises(Killed):
+            go(run, interrupt_at(images, Killed()))
+    go(run)
+    assert outcome(run) == outcome(whole)
 
 
 @pytest.mark.parametrize("name", problems.RECIPES)
@@ -308,6 +346,18 @@ def test_ctrl_c_in_the_first_step_loses_nothing(
     assert [file.name for file in run.checkpoint_files()] == ["step-00000001.safetensors"]
     go(run)
     assert outcome(run)[:2] == outcome(uninterrupted("fast"))[:2]
+
+
+def test_a_stop_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Callable[[str], Run]
+) -> None:
+    run = begin(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_samples", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped, match="step 0 "):
+            go(run)
+    go(run)
+    assert outcome(run) == outcome(uninterrupted("fast"))
 
 
 def test_a_second_ctrl_c_interrupts_at_once(
@@ -388,16 +438,13 @@ def test_a_finished_run_gives_its_result_again(
     run = begin(tmp_path / "run")
     first = go(run)
     assert first.statistics["l1"] > 0
-    before = outcome(run), {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    before = outcome(run), modified(run)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "Trainer", lambda *arguments: pytest.fail("built networks"))
         again = go(run)
     assert (again.step, again.images, again.seconds) == (first.step, first.images, first.seconds)
     assert again.statistics == pytest.approx(first.statistics, rel=1e-5)
-    assert before == (
-        outcome(run),
-        {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()},
-    )
+    assert (outcome(run), modified(run)) == before
     with pytest.raises(RunError, match="another classifier"):
         go(run, classifier=problems.classifier(seed=1))
 
@@ -426,9 +473,7 @@ def test_a_finished_run_has_a_model_whatever_happened(
 
 def test_images_that_do_not_fit_the_run(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
-    with pytest.raises(
-        DataError, match=r"32 × 32 pixels, the run's resolution is 16; load them"
-    ):
+    with pytest.raises(DataError, match=r"32 × 32 pixels, the run's resolution is 16; load them"):
         go(run, images=problems.images(resolution=32))
     with pytest.raises(DataError, match="at least 2"):
         go(run, images=problems.images(1))

@@ -23,6 +23,7 @@ from stylex.training.losses import (
     Batch,
     Phase,
     StylexLoss,
+    adversarial_share,
     agreement,
     divergence,
     join,
@@ -426,8 +427,50 @@ def test_phases_are_data() -> None:
     ]
     bare = phases(problems.recipe("fast", ["loss.r1=0", "loss.path_length=0"]))
     assert [phase.name for phase in bare] == ["generator", "discriminator"]
+    warm = phases(problems.recipe("fast", ["loss.adversarial_start_kimg=2", "loss.path_length_start_kimg=3"]))
+    assert [phase.start_images for phase in warm] == [0, 3000, 2000, 2000]
     late = next(phase for phase in phases(problems.recipe("vdv")) if phase.name == "path_length")
     assert late.start_images == 160_000
+
+
+@pytest.mark.parametrize(
+    ("images", "share"), [(0, 0.0), (1999, 0.0), (2000, 0.001), (2499, 0.5), (2999, 1.0), (9000, 1.0)]
+)
+def test_the_adversarial_weight_rises_after_the_warm_up(images: int, share: float) -> None:
+    recipe = problems.recipe("fast", ["loss.adversarial_start_kimg=2", "loss.adversarial_ramp_kimg=1"])
+    assert adversarial_share(recipe, images) == pytest.approx(share)
+    sudden = problems.recipe("fast", ["loss.adversarial_start_kimg=2", "loss.adversarial_ramp_kimg=0"])
+    assert adversarial_share(sudden, images) == float(images >= 2000)
+    assert adversarial_share(problems.recipe("stylex"), images) == 1.0
+
+
+def test_the_adversarial_share_multiplies_the_weight(tmp_path: Path) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "fast", ["loss.adversarial=0.2"])
+    losses, statistics = [], []
+    for share in (1.0, 0.25, 0.0):
+        batch = make_batch("encode")
+        batch.adversarial_share = share
+        losses.append(float(trainer.loss._generator(batch).detach()))
+        statistics.append(batch.statistics.get("adversarial"))
+    assert statistics[0] is not None
+    assert losses[0] - losses[1] == pytest.approx(0.2 * 0.75 * float(statistics[0]), rel=1e-3)
+    assert losses[0] - losses[2] == pytest.approx(0.2 * float(statistics[0]), rel=1e-3)
+    assert statistics[2] is None
+
+
+@pytest.mark.parametrize("warm_up", [0, 1])
+def test_where_the_mean_of_path_lengths_starts(tmp_path: Path, warm_up: int) -> None:
+    """At 0, as published; after a warm-up at the first lengths."""
+    trainer = problems.make_trainer(tmp_path / "run", "fast", [f"loss.adversarial_start_kimg={warm_up}"])
+    batch = make_batch("encode")
+    trainer.loss._path_length(batch, 1.0)
+    first = float(batch.statistics["path_length"])
+    assert float(trainer.loss.path_length_mean) == pytest.approx(first if warm_up else 0.01 * first)
+    batch = make_batch("encode", step=1)
+    before = float(trainer.loss.path_length_mean)
+    trainer.loss._path_length(batch, 1.0)
+    second = float(batch.statistics["path_length"])
+    assert float(trainer.loss.path_length_mean) == pytest.approx(before + 0.01 * (second - before))
 
 
 # Sparse dependence on the condition

@@ -19,14 +19,14 @@ from stylex.run import Run, read_tensors
 from stylex.training.loop import TrainingResult, train
 
 SETTINGS = (
-    "training.total_kimg=0.6",
+    "training.total_kimg=0.2",
     "training.checkpoint_kimg=0.02",
     "training.log_kimg=0.02",
     "training.sample_kimg=0.1",
     "loss.r1_interval=4",
     "loss.path_length_interval=4",
 )
-"""150 steps, a checkpoint every five."""
+"""50 steps, a checkpoint every five."""
 
 
 def go(run: Run) -> TrainingResult:
@@ -42,7 +42,9 @@ def go(run: Run) -> TrainingResult:
 def start(run: Run) -> subprocess.Popen[str]:
     """The same training in a process of its own, which has just written its first checkpoint."""
     script = Path(__file__).parent / "training_process.py"
-    process = subprocess.Popen([sys.executable, str(script), str(run.path)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(run.path)], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not run.checkpoint_files() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -72,7 +74,7 @@ def test_killed_at_a_random_moment_and_continued_equals_uninterrupted(tmp_path: 
     found = run.newest_checkpoint()
     assert found is not None
     where = f"killed {delay:.4f} s after the first checkpoint, at {found[2].name}"
-    assert go(run).images == 600, where
+    assert go(run).images == 200, where
     assert outcome(run) == outcome(whole), where
 
 

@@ -79,7 +79,9 @@ class LossSettings(Settings):
     adversarial_start_kimg: NonNegative = Field(
         0.0, description="until then only encode steps, without discriminator and path length"
     )
-    adversarial_ramp_kimg: NonNegative = Field(0.0, description="over which the adversarial weight then rises")
+    adversarial_ramp_kimg: NonNegative = Field(
+        0.0, description="over which the adversarial weight then rises"
+    )
     l1: NonNegative = 0.1
     perceptual: NonNegative = 0.1
     perceptual_network: Literal[
@@ -160,6 +162,10 @@ class Recipe(Settings):
                 raise ValueError("swap steps need network.condition: probabilities or logits")
             if self.sparsity.threshold > 0:
                 raise ValueError("sparsity.threshold needs network.condition: probabilities or logits")
+        if self.loss.adversarial_start_kimg > 0 and not self.encodes:
+            raise ValueError(
+                "loss.adversarial_start_kimg needs an encoder: encode or swap in training.schedule"
+            )
         return self
 
     @property
@@ -208,6 +214,7 @@ class RunConfig(Settings):
     experiment: str
     data: str
     classifier: str
+    group: str | None = Field(None, description="column whose rows stay together in one set")
     resolution: int = Field(64, ge=8)
     seed: int = Field(0, ge=0)
     recipe: Recipe

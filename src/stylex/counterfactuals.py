@@ -35,7 +35,9 @@ class Change:
     amount: float
 
     def __str__(self) -> str:
-        return f"{DIRECTIONS[self.attribute.direction]} {self.attribute.title} by {self.amount:.0%} of its way"
+        return (
+            f"{DIRECTIONS[self.attribute.direction]} {self.attribute.title} by {self.amount:.0%} of its way"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +46,9 @@ class Counterfactual:
 
     Pictures are uint8 [H, W, 3]; `reconstruction` is the generator's version of `original` (None where the
     latent was sampled), `edited` the reconstruction with `changes` applied. Probabilities are of all classes.
-    `flipped` says whether the edited image counts as the target; where it does not, `edited` is as close as the
-    attributes get. `reconstruction_keeps_class` is False where the reconstruction alone already changes the
-    class (sigmoid classifiers: switches the target label), so that the explanation should not be trusted.
+    `flipped` says whether the edited image counts as the target; where it does not, `edited` is as close as
+    the attributes get. `reconstruction_keeps_class` is False where the reconstruction alone already changes
+    the class (sigmoid classifiers: switches the target label), so that the explanation should not be trusted.
     """
 
     name: str
@@ -84,7 +86,7 @@ class Counterfactual:
         if self.reconstruction_keeps_class:
             return None
         return (
-            f"the classifier sees another class in the reconstruction of {self.name} than in the image itself; "
+            f"the classifier sees another class in the reconstruction of {self.name} than in the image; "
             "this explanation is about the reconstruction and should not be trusted"
         )
 
@@ -110,7 +112,7 @@ class Counterfactual:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write .png (original, reconstruction, counterfactual side by side), .gif (flicker) or .json, by suffix.
+        """Write .png (original, reconstruction, edited, side by side), .gif (flicker) or .json, by suffix.
 
         Raises:
             ConfigError: another suffix.
@@ -133,9 +135,9 @@ def explain_styles(
     """Search a counterfactual for one image of the generator.
 
     Greedy: of all attributes not used yet, the one that raises the target's log-odds most is moved to its end
-    (one that flips the image before one that does not), until the class flips; then attributes that turned out
-    not to be needed are taken back, weakest first; then each is moved back by bisection as far as the flip
-    lasts, weakest first.
+    (one that flips the image before one that does not), until the class flips; then attributes that turned
+    out not to be needed are taken back, weakest first; then each is moved back by bisection as far as the
+    flip lasts, weakest first.
 
     Args:
         attributes: candidates for this target, best first.
@@ -197,7 +199,9 @@ def explain_styles(
     )
 
 
-def _same_class(before: npt.NDArray[Any], after: npt.NDArray[Any], label: int, activation: Activation) -> bool:
+def _same_class(
+    before: npt.NDArray[Any], after: npt.NDArray[Any], label: int, activation: Activation
+) -> bool:
     if activation == "sigmoid":
         return bool(in_class(before, label, activation) == in_class(after, label, activation))
     return bool(before.argmax() == after.argmax())

@@ -12,9 +12,12 @@ from stylex.run import Run
 MARK = ".stylex-demo"
 """Lies in folders that a demo made, and so may replace."""
 
+FINDINGS = ("styles.safetensors", "attributes.json")
+"""What an earlier search found: `stylex.load("demo")` needs it, a demo finds it anew."""
+
 
 def prepare_demo(out: Path) -> Run:
-    """Copy the shipped model, classifiers and faces into a new run directory.
+    """Copy the shipped model, classifiers and faces into a new run directory; its findings stay behind.
 
     Raises:
         RunError: `out` exists, is not empty, and was not made by a demo.
@@ -30,6 +33,8 @@ def prepare_demo(out: Path) -> Run:
     out.mkdir(parents=True)
     (out / MARK).touch()
     for entry in source.iterdir():
+        if entry.name in FINDINGS:
+            continue
         if entry.is_dir():
             shutil.copytree(entry, out / entry.name)
         else:

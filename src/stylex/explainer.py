@@ -18,7 +18,7 @@ from torch import Tensor
 from stylex import hardware
 from stylex.attfind import Attribute, Discovery, Findings, load_discovery, load_findings
 from stylex.counterfactuals import Counterfactual, explain_styles
-from stylex.data import decode_image
+from stylex.data import Dataset, decode_image, load_dataset
 from stylex.data.decode import to_rgb, to_square
 from stylex.errors import ConfigError, DataError
 from stylex.hardware import Hardware, Precision
@@ -54,7 +54,8 @@ class Explainer:
             "classifier": self.model.classifier.fingerprint,
             "ranges": checksum(self.discovery.space.tensors()),
             "changes": {
-                target: [entry.change for entry in found] for target, found in self.findings.attributes.items()
+                target: [entry.change for entry in found]
+                for target, found in self.findings.attributes.items()
             },
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -71,7 +72,8 @@ class Explainer:
         """The fewest attributes that make the classifier see `target`, each moved no farther than needed.
 
         Args:
-            image: a file, a PIL image, uint8 [H, W, 3], or a float tensor [3, H, W] or [1, 3, H, W] in [-1, 1].
+            image: a file, a PIL image, uint8 [H, W, 3], or a float tensor [3, H, W] or [1, 3, H, W] in [-1,
+            1].
 
         Raises:
             ConfigError: no class of that name.
@@ -146,6 +148,17 @@ def open_explainer(run: Run, chosen: Hardware) -> Explainer:
     """As `load`, for a run and hardware at hand."""
     model = load_model(run, chosen)
     return Explainer(run, model, load_discovery(run, model), load_findings(run))
+
+
+def load_images(run: Run, source: str | None = None) -> Dataset:
+    """The images of a run: another source, else those it carries, else those it was trained on.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    if source is not None or run.carries_images:
+        return load_dataset(source or run.data_source, size=run.config.resolution, labelled=False)
+    return load_dataset(run.data_source, size=run.config.resolution, group=run.config.group, labelled=False)
 
 
 def demo_folder() -> Path:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from stylex.config import dump_yaml
 from stylex.data import Dataset, ImageSet
+from stylex.demo import FINDINGS
 from stylex.errors import RunError
 from stylex.run import Run, read_json, read_tensors, write_atomically, write_json, write_tensors
 
@@ -48,6 +49,9 @@ def pack(
     tensors, header = read_tensors(run.model_file)
     write_tensors(out / "model.safetensors", tensors, header)
     shutil.copyfile(run.classifier_file, out / "classifier.safetensors")
+    for name in FINDINGS:
+        if (run.path / name).exists():
+            shutil.copyfile(run.path / name, out / name)
     if judge is not None:
         shutil.copyfile(judge, out / "judge.safetensors")
     counts = {"training": training, "discovery": discovery, "test": test}

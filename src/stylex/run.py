@@ -224,13 +224,17 @@ class Run:
 
     @property
     def data_source(self) -> str:
-        """Where the run's images come from: its own folder of images where it carries one, else config.data."""
-        own = self.path / "images"
-        return str(own) if own.is_dir() else self.config.data
+        """Where the run's images come from: its own folder of images where it has one, else config.data."""
+        return str(self.path / "images") if self.carries_images else self.config.data
+
+    @property
+    def carries_images(self) -> bool:
+        """Whether the run has images of its own in images/, as a packed one has."""
+        return (self.path / "images").is_dir()
 
     @property
     def judge_file(self) -> Path:
-        """An independently trained classifier of the same classes that confirms flips or does not; optional."""
+        """An independently trained classifier of the same classes, to confirm flips or not; optional."""
         return self.path / "judge.safetensors"
 
     @property

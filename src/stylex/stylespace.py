@@ -1,4 +1,4 @@
-"""StyleSpace: which coordinate is which channel of which layer, how far each goes, and pure shifts of styles."""
+"""StyleSpace: which coordinate is which channel of which layer, how far each goes, and pure shifts."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class StyleSpace:
     ) -> Tensor:
         """Styles with coordinates moved towards the ends of their ranges; a new tensor [N, T].
 
-        s + amount · (end − s) (notebook). With a mapping, each change has its own amount; otherwise `by`. Amount 0
-        leaves a coordinate where it is, 1 moves it to the end of its range. Where a coordinate occurs in both
-        directions, the later change counts.
+        s + amount · (end − s) (notebook). With a mapping, each change has its own amount; otherwise `by`.
+        Amount 0 leaves a coordinate where it is, 1 moves it to the end of its range. Where a coordinate
+        occurs in both directions, the later change counts.
         """
         moved = styles.clone()
         amounts = changes if isinstance(changes, Mapping) else dict.fromkeys(changes, by)

@@ -1,4 +1,4 @@
-"""AttFind (Lang et al. 2021, section 3.3): measure the effect of every style coordinate, select the attributes."""
+"""AttFind (Lang et al. 2021, section 3.3): measure the effect of every coordinate, select attributes."""
 
 from stylex.attfind.attributes import Attribute, Findings, effects_of, find_attributes
 from stylex.attfind.search import Discovery, discover, load_discovery, load_findings, search

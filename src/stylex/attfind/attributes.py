@@ -111,7 +111,7 @@ def effects_of(
     settings: AttFindSettings,
     activation: Activation,
 ) -> npt.NDArray[Any]:
-    """Effects [N, 2, S, K] from logits before [N, K] and after [N, 2, S, K], of the kind that settings name."""
+    """Effects [N, 2, S, K] of the kind that settings name, from logits [N, K] and [N, 2, S, K]."""
     if settings.effect == "logits":
         return raw_effects(before, after)
     return log_odds_effects(before, after, activation)
@@ -155,7 +155,7 @@ def find_attributes(
             )
         if not images.any():
             raise DataError(
-                f"all {others.sum()} images outside '{name}' are unstable: nearly every coordinate moves them; "
+                f"all {others.sum()} images outside '{name}' are unstable, moved by nearly every coordinate; "
                 "train longer, or switch the filter off with --set unstable_threshold=null"
             )
         picks[target] = _select(effects, target, settings, images, accept)

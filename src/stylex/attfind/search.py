@@ -53,8 +53,8 @@ class Discovery:
 def discover(model: Model, images: ImageSet | None, settings: AttFindSettings, seed: int = 0) -> Discovery:
     """Encode discovery images (or sample latents) until there are `images_per_class` of every class.
 
-    The class is the argmax of the classifier on the reconstruction (notebook). Ranges are taken over exactly these
-    images.
+    The class is the argmax of the classifier on the reconstruction (notebook). Ranges are taken over exactly
+    these images.
 
     Raises:
         DataError: a class has no image at all, so nothing can be explained.
@@ -77,8 +77,8 @@ def discover(model: Model, images: ImageSet | None, settings: AttFindSettings, s
         members = np.flatnonzero(in_class(logits.numpy(), target, model.classifier.activation))
         if not len(members):
             raise DataError(
-                f"none of {len(names)} reconstructed discovery images counts as '{name}'; the classifier or the "
-                "reconstruction ignores that class"
+                f"none of {len(names)} reconstructed discovery images counts as '{name}'; "
+                "the classifier or the reconstruction ignores that class"
             )
         chosen += members[: settings.images_per_class].tolist()
     order = torch.tensor(sorted(set(chosen)), device=styles.device)
@@ -95,7 +95,7 @@ def search(
     settings: AttFindSettings,
     on_progress: OnProgress | None = None,
 ) -> Findings:
-    """Find attributes and keep styles, logits and attributes in the run; goes on where an earlier search stopped.
+    """Find attributes and keep what was found in the run; goes on where an earlier search stopped.
 
     Writes effects/ (logits after every change, a few images a shard), then styles.safetensors and
     attributes.json. A search with other settings, weights or images starts over; until it is done, the run

@@ -1,6 +1,7 @@
-"""The expensive measurement: what the classifier says when one coordinate at a time goes to an end of its range.
+"""The expensive measurement: the classifier's answer when one coordinate goes to an end of its range.
 
-The result is always the logits after each change, [N, 2, S, K]; effects are differences of them (`effects.py`).
+The result is always the logits after each change, [N, 2, S, K]; effects are differences of them
+(`effects.py`).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _channels_last(state: SynthesisState) -> SynthesisState:
 
 @torch.inference_mode()
 def sweep_slowly(model: Model, space: StyleSpace, styles: Tensor, *, shift: float = 1.0) -> Tensor:
-    """The reference for `sweep`: one image, one coordinate and one direction at a time, whole synthesis each."""
+    """The reference for `sweep`: one image, coordinate and direction at a time, whole synthesis each."""
     results = torch.empty(len(styles), 2, space.size, len(model.class_names))
     for number in range(len(styles)):
         style = styles[number : number + 1]

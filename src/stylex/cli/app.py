@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -11,7 +12,7 @@ from typing import Any
 import typer
 
 from stylex.cli import attfind, classifier, data, demo, evaluate, explain, report, train
-from stylex.cli.output import error_line
+from stylex.cli.output import error_line, show_warnings
 from stylex.errors import ConfigError, Stopped, StylexError
 from stylex.version import __version__
 
@@ -40,6 +41,7 @@ def _options(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks; may stand anywhere."),
 ) -> None:
     """Options before the verb."""
 
@@ -55,27 +57,36 @@ app.command("explain")(explain.explain)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Unwind at the first request to stop; a second one ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit: 0 done, 2 usage error, 143 stopped and can be continued, 1 otherwise.
 
-    `--debug` anywhere shows tracebacks.
+    `--debug` anywhere shows tracebacks. Verbs with a stop of their own (training) put their handlers on top.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    show_warnings()
     code = 0
     try:
         command = typer.main.get_command(app)
-        code = int(command.main(given, prog_name="stylex", standalone_mode=False) or 0)
+        # Not command.main(): it turns Ctrl-C into an exit code of its own.
+        with command.make_context("stylex", given) as context:
+            command.invoke(context)
+        sys.stdout.flush()
     except Stopped as error:
         error_line(str(error))
         code = STOPPED
+    except typer.Exit as ended:
+        code = ended.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        error_line("stopped; what was finished is kept, the same command goes on from there")
+        error_line("stopped; what was finished is kept, the same command continues")
         code = STOPPED
     except ConfigError as error:
         _explain(error, debug)
@@ -83,7 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
     except StylexError as error:
         _explain(error, debug)
         code = FAILED
-    except BrokenPipeError:
+    except BrokenPipeError:  # who read us has left; the interpreter must not try to flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
     except MemoryError:
         error_line(

@@ -29,7 +29,7 @@ def attfind(
 ) -> None:
     """Measure the effect of every style coordinate and rank the attributes for every class."""
     from stylex.attfind import search
-    from stylex.data import load_dataset
+    from stylex.explainer import load_images
     from stylex.model import load_model
 
     run = Run.open(path)
@@ -42,8 +42,7 @@ def attfind(
     model = load_model(run, choose_hardware(device, precision, threads))
     discovery = None
     if model.encoder is not None:
-        source = data or run.data_source
-        discovery = load_dataset(source, size=run.config.resolution, labelled=False).discovery
+        discovery = load_images(run, data).discovery
     with run.locked(), progress() as display:
         task = display.add_task("measuring effects, image", total=None)
         findings = search(

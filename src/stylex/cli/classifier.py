@@ -42,7 +42,7 @@ def train(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a classifier on the training images and report accuracy, calibration and confusions on the test images."""
+    """Train a classifier, and report accuracy, calibration and confusions on the test images."""
     from stylex import classifiers
     from stylex.data import load_dataset
 
@@ -59,8 +59,8 @@ def train(
                 task,
                 total=total,
                 completed=(step.epoch - 1) * step.steps + step.step,
-                description=f"training the classifier, epoch {step.epoch}/{step.epochs}, loss {step.loss:.3f}, "
-                f"{step.images_per_second:.0f} images/s",
+                description=f"training the classifier, epoch {step.epoch}/{step.epochs}, "
+                f"loss {step.loss:.3f}, {step.images_per_second:.0f} images/s",
             )
 
         trained, report = classifiers.train(
@@ -84,8 +84,10 @@ def train(
         scores = classifiers.evaluate(trained, dataset.test)
         content["test"] = scores.to_json()
         lines += [
-            f"on {scores.images} test images: accuracy {scores.accuracy:.1%}, balanced {scores.balanced_accuracy:.1%}, "
-            f"calibration error {scores.expected_calibration_error:.3f}, Brier score {scores.brier_score:.3f}",
+            f"on {scores.images} test images: accuracy {scores.accuracy:.1%}, "
+            f"balanced {scores.balanced_accuracy:.1%}, "
+            f"calibration error {scores.expected_calibration_error:.3f}, "
+            f"Brier score {scores.brier_score:.3f}",
             "confusion (rows: true class, columns: answer)",
             _table(trained.class_names, scores.confusion),
         ]

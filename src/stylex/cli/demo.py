@@ -22,12 +22,12 @@ def demo(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find out what the shipped classifier ("does this face look old?") looks at: attributes, figures, report."""
+    """Find out what the shipped classifier ("does this face look old?") looks at, and report it."""
     from stylex.attfind import search
-    from stylex.data import load_dataset
     from stylex.demo import prepare_demo
+    from stylex.evaluation.measure import prepare
     from stylex.evaluation.stage import evaluate_run
-    from stylex.explainer import open_explainer
+    from stylex.explainer import load_images, open_explainer
     from stylex.model import load_model
     from stylex.report.compose import write_report
 
@@ -35,7 +35,7 @@ def demo(
     chosen = choose_hardware(device, precision, threads)
     model = load_model(run, chosen)
     note("reading the shipped faces")
-    dataset = load_dataset(run.data_source, size=run.config.resolution)
+    dataset = load_images(run)
     settings = run.config.attfind.model_copy(update={"images_per_class": images})
     with progress() as display:
         task = display.add_task("measuring effects, image", total=None)
@@ -47,9 +47,10 @@ def demo(
             on_progress=lambda done, total: display.update(task, completed=done, total=total),
         )
     explainer = open_explainer(run, chosen)
-    evaluation = evaluate_run(explainer, dataset.test, on_progress=lambda stage: note(f"measuring {stage}"))
+    test = prepare(explainer.model, dataset.test, run.config.seed)
+    evaluation = evaluate_run(explainer, test, on_progress=lambda stage: note(f"measuring {stage}"))
     note("writing the report")
-    file = write_report(explainer, dataset, f"stylex demo --images {images}")
+    file = write_report(explainer, dataset, test, f"stylex demo --images {images}")
     content = {"report": str(file), "attributes": findings.to_json(), "evaluation": evaluation.to_json()}
     text = "\n".join(
         [

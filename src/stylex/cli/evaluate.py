@@ -24,18 +24,19 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure how often the attributes flip the classifier, with controls, on the test images."""
-    from stylex.data import load_dataset
+    from stylex.evaluation.measure import prepare
     from stylex.evaluation.stage import evaluate_run
-    from stylex.explainer import open_explainer
+    from stylex.explainer import load_images, open_explainer
 
     run = Run.open(path)
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
     test = None
     if explainer.model.encoder is not None:
-        test = load_dataset(data or run.data_source, size=run.config.resolution, labelled=False).test
+        test = load_images(run, data).test
     with run.locked():
+        images = prepare(explainer.model, test, run.config.seed)
         found = evaluate_run(
-            explainer, test, judge=judge, on_progress=lambda stage: note(f"measuring {stage}")
+            explainer, images, judge=judge, on_progress=lambda stage: note(f"measuring {stage}")
         )
     result(as_json, {"run": str(path), **found.to_json()}, describe(found))
 
@@ -55,7 +56,7 @@ def describe(found: Evaluation) -> str:
         )
         if method.confirmed is not None:
             shares = ", ".join(
-                f"{k}: {'–' if entry['share'] is None else format(entry['share'], '.2f')}"
+                f"{k}: {'–' if entry.share is None else format(entry.share, '.2f')}"
                 for k, entry in zip(curve.k, method.confirmed, strict=True)
             )
             lines.append(f"    confirmed by the independent classifier: {shares}")

@@ -9,6 +9,7 @@ import typer
 
 from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, result
 from stylex.explainer import DEMO, demo_folder, open_explainer
+from stylex.report.counterfactuals import SUFFIXES
 from stylex.run import Run
 
 
@@ -30,13 +31,11 @@ def explain(
     folder = out or (Path("stylex-explain") if demo else path / "explain")
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
     found = []
-    for image in images:
+    stems = _different([image.stem for image in images])
+    for image, stem in zip(images, stems, strict=True):
         counterfactual = explainer.counterfactual(image, target)
-        files = [
-            folder / f"{image.stem}-{target}{suffix}".replace("/", "_")
-            for suffix in (".png", ".gif", ".json")
-        ]
-        files = [folder / file.name for file in files]
+        name = f"{stem}-{target}".replace("/", "_")
+        files = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
         for file in files:
             counterfactual.save(file)
         if counterfactual.warning is not None:
@@ -46,3 +45,11 @@ def explain(
             result(False, None, f"{counterfactual.answer}\n    {', '.join(str(file) for file in files)}")
     if as_json:
         result(True, {"run": str(path), "explanations": found}, "")
+
+
+def _different(stems: list[str]) -> list[str]:
+    """Names for files, numbered where images of different folders have the same one."""
+    return [
+        stem if stems.count(stem) == 1 else f"{stem}-{stems[:number].count(stem) + 1}"
+        for number, stem in enumerate(stems)
+    ]

@@ -18,6 +18,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from stylex import hardware
 from stylex.hardware import Hardware
@@ -35,25 +36,36 @@ Threads = Annotated[
 
 def error_line(message: str) -> None:
     """One line on standard error."""
-    errors.print(f"[bold red]stylex:[/] {_escape(' '.join(message.split()))}", soft_wrap=True)
+    errors.print(Text("stylex: ", "bold red").append(" ".join(message.split()), ""), soft_wrap=True)
 
 
 def note(message: str) -> None:
     """A line for people, on standard error."""
-    errors.print(_escape(message), soft_wrap=True)
+    errors.print(message, soft_wrap=True, markup=False)
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"warning: {record.getMessage()}")
+
+
+def show_warnings() -> None:
+    """Show what the library warns of, such as files that were skipped, as lines on standard error."""
+    logger = logging.getLogger("stylex")
+    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings(logging.WARNING))
 
 
 def result(as_json: bool, content: Any, text: str) -> None:
     """The result: JSON, or text for people."""
     if as_json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        results.print(_escape(text), soft_wrap=True)
+        results.print(text, soft_wrap=True, markup=False)
 
 
 def choose_hardware(device: str, precision: str, threads: int | None) -> Hardware:
     """Choose hardware and say what was chosen."""
-    logging.getLogger("stylex").setLevel(logging.WARNING)
     chosen = hardware.choose(device, precision, threads)  # type: ignore[arg-type]
     note(f"computing on {chosen}")
     return chosen
@@ -72,7 +84,3 @@ def progress() -> Iterator[Progress]:
     )
     with Progress(*columns, console=errors) as display:
         yield display
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")

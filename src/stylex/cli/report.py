@@ -23,21 +23,22 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the run's report.html; evaluates first where that has not been done."""
-    from stylex.data import load_dataset
-    from stylex.evaluation.stage import evaluate_run
-    from stylex.explainer import open_explainer
+    from stylex.evaluation.measure import prepare
+    from stylex.evaluation.stage import evaluate_run, is_evaluated
+    from stylex.explainer import load_images, open_explainer
     from stylex.report.compose import write_report
 
     run = Run.open(path)
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
     dataset = None
     if explainer.model.encoder is not None:
-        dataset = load_dataset(data or run.data_source, size=run.config.resolution, labelled=False)
+        dataset = load_images(run, data)
     with run.locked():
-        if not (run.path / "evaluation.json").exists():
-            test = None if dataset is None else dataset.test
+        test = prepare(explainer.model, None if dataset is None else dataset.test, run.config.seed)
+        if not is_evaluated(explainer):
             evaluate_run(explainer, test, on_progress=lambda stage: note(f"measuring {stage}"))
-        file = write_report(explainer, dataset, commands(run), attributes=attributes, pairs=pairs)
+        note("writing the report")
+        file = write_report(explainer, dataset, test, commands(run), attributes=attributes, pairs=pairs)
     result(as_json, {"run": str(path), "report": str(file)}, f"{file}")
 
 
@@ -47,7 +48,8 @@ def commands(run: Run) -> str:
     return "\n".join(
         [
             f"stylex train --data {shlex.quote(config.data)} --classifier {shlex.quote(config.classifier)} "
-            f"--recipe {shlex.quote(config.recipe.name)} --size {config.resolution} --seed {config.seed} --out {name}",
+            f"--recipe {shlex.quote(config.recipe.name)} --size {config.resolution} --seed {config.seed} "
+            f"--out {name}",
             f"stylex attfind {name}",
             f"stylex evaluate {name}",
             f"stylex report {name}",

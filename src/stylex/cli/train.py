@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, progress, result
-from stylex.config import RunConfig, load_named, load_recipe, override, validate
+from stylex.config import RunConfig, load_named, load_recipe, validate
 from stylex.errors import ConfigError, RunError
 from stylex.run import Run, write_atomically
 
@@ -25,6 +25,7 @@ def train(
     ] = "fast",
     experiment: Annotated[str | None, typer.Option(help="Named experiment whose settings are taken.")] = None,
     size: Annotated[int | None, typer.Option(help="Resolution, a power of two.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column whose rows stay together in one set.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Recipe setting, section.key=value.")
@@ -38,22 +39,22 @@ def train(
     from stylex import classifiers, training
     from stylex.data import load_dataset
 
-    existing = (out / "run.json").exists()
+    existing = (out / "run.json").exists() or (out / "config.yaml").exists()
     if existing:
         run = Run.open(out)
         if set_ or recipe != "fast" or experiment or size or seed is not None:
             note(
-                f"continuing {out} with its own settings; --recipe, --set, --size and --seed count for new runs only"
+                f"continuing {out} with its own settings; "
+                "--recipe, --set, --size and --seed count for new runs only"
             )
         config = run.config
     else:
         if data is None or classifier is None:
             raise ConfigError("a new run needs --data and --classifier")
-        base = (
+        base: dict[str, Any] = (
             load_named("experiments", experiment) if experiment else {"experiment": Path(data).name or data}
         )
-        base = override(base, [])
-        base |= {
+        base = base | {
             "data": data,
             "classifier": classifier,
             "recipe": load_recipe(recipe, set_ or []).model_dump(),
@@ -62,9 +63,13 @@ def train(
             base["resolution"] = size
         if seed is not None:
             base["seed"] = seed
+        if group is not None:
+            base["group"] = group
         config = validate(RunConfig, base, f"settings of {out}")
-    dataset = load_dataset(data or config.data, size=config.resolution, labelled=False)
-    source = classifier or str(out / "classifier.safetensors" if existing else config.classifier)
+    dataset = load_dataset(data or config.data, size=config.resolution, group=config.group, labelled=False)
+    source = classifier or config.classifier
+    if existing and run.classifier_file.exists():
+        source = str(run.classifier_file)
     explained = classifiers.load(source)
     explained.check(dataset.training.batch(slice(0, 8)))
     chosen = choose_hardware(device, precision, threads)

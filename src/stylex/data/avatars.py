@@ -45,7 +45,7 @@ class RenderedAvatars:
 def render_avatars(
     out: str | Path,
     *,
-    count: int = 20_000,
+    count: int = 13_000,
     size: int = 64,
     seed: int = 0,
     spec: AvatarSpec | str | Path | None = None,

@@ -73,9 +73,9 @@ class MethodResult:
 class Evaluation:
     """Figures of a run on its test images.
 
-    `agreement` is the share of images whose class survives reconstruction, `l1` the mean absolute difference of
-    a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target. Targets
-    outside of which there is no test image are missing in `methods` and `single`.
+    `agreement` is the share of images whose class survives reconstruction, `l1` the mean absolute difference
+    of a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target.
+    Targets outside of which there is no test image are missing in `methods` and `single`.
     """
 
     images: int
@@ -151,9 +151,9 @@ def evaluate(
     """Flip curves of AttFind, Wu et al. and random coordinates towards every class, with their companions.
 
     The top k coordinates go to the ends of the ranges seen in discovery, at once; a flip is a change of the
-    class of the reconstruction to the target (also given: over the images that the classifier puts into another
-    class than the target before reconstruction). Labels of a sigmoid classifier are taken one by one. Wu et al.
-    are left out where fewer than two discovery images show the class clearly.
+    class of the reconstruction to the target (also given: over the images that the classifier puts into
+    another class than the target before reconstruction). Labels of a sigmoid classifier are taken one by one.
+    Wu et al. are left out where fewer than two discovery images show the class clearly.
 
     Args:
         discovery_styles, discovery_logits: [N, T] and [N, K] of the images that attributes were found on.
@@ -193,7 +193,7 @@ def same_class(before: Logits, after: Logits, activation: Activation) -> npt.NDA
 
 
 class _Edited(NamedTuple):
-    """What became of n edited images: class, class by the judge, mean absolute change of a pixel, each [n]."""
+    """Of n edited images, each [n]: class, class by the judge, mean absolute change of a pixel."""
 
     classes: Classes
     judged: Classes | None
@@ -253,7 +253,9 @@ class _Bench:
         for first in range(0, len(rows), model.batch_size):
             part = torch.from_numpy(rows[first : first + model.batch_size])
             images = model.synthesise(self._space.shift(test.styles[part], changes))
-            classes = _classes(model.classify(images).cpu().numpy(), self._target, model.classifier.activation)
+            classes = _classes(
+                model.classify(images).cpu().numpy(), self._target, model.classifier.activation
+            )
             judged = None
             if self._judge is not None and ask_judge:
                 logits = _judge_logits(self._judge, model, images)

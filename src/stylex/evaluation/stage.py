@@ -65,7 +65,9 @@ def load_evaluation(explainer: Explainer) -> dict[str, Any]:
     """
     run = explainer.run
     if not is_evaluated(explainer):
-        raise RunError(f"{run.path}: these attributes are not evaluated yet; 'stylex evaluate {run.path}' does it")
+        raise RunError(
+            f"{run.path}: these attributes are not evaluated yet; 'stylex evaluate {run.path}' does it"
+        )
     content: dict[str, Any] = read_json(_file(run))
     return content
 

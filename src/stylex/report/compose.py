@@ -137,10 +137,15 @@ def _summary(explainer: Explainer, evaluation: Mapping[str, Any]) -> str:
         if method["method"] == "AttFind":
             curve = method["curve"]
             best.append(f"{curve['rate'][-1]:.0%} to “{method['target']}” with {curve['k'][-1]}")
+    searched = (
+        f"AttFind searched {explainer.findings.coordinates} style coordinates "
+        f"on {explainer.findings.images} images."
+    )
+    if not best:
+        return searched
     return (
-        f"AttFind searched {explainer.findings.coordinates} style coordinates on {explainer.findings.images} images. "
-        f"On {evaluation['images']} other images, changing the attributes it found flips the classifier: "
-        f"{'; '.join(best)}."
+        f"{searched} On {evaluation['images']} other images, changing the attributes it found flips the "
+        f"classifier: {'; '.join(best)}."
     )
 
 
@@ -158,9 +163,10 @@ def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, 
         "Generator": f"recipe {run.config.recipe.name}, {model.step} steps, {explainer.findings.coordinates} "
         "searchable style coordinates",
         "Search": f"{settings.method} selection on {explainer.findings.images} discovery images "
-        f"({explainer.findings.unstable} left out as unstable), effects on {settings.effect.replace('_', '-')}",
-        "Test": f"{evaluation['images']} images that neither training nor discovery saw; coordinates go to the ends "
-        "of the range seen in discovery",
+        f"({explainer.findings.unstable} left out as unstable), "
+        f"effects on {settings.effect.replace('_', '-')}",
+        "Test": f"{evaluation['images']} images that neither training nor discovery saw; "
+        "coordinates go to the ends of the range seen in discovery",
     }
 
 
@@ -173,12 +179,13 @@ def _warnings(evaluation: Mapping[str, Any], findings: Findings) -> tuple[str, .
     agreement = evaluation["agreement"]["estimate"]
     if agreement < LOW_AGREEMENT:
         warnings.append(
-            f"The classifier keeps its class on only {agreement:.0%} of the reconstructions; explanations of the "
-            "others are about a different image. Train longer before trusting this report."
+            f"The classifier keeps its class on only {agreement:.0%} of the reconstructions; explanations "
+            "of the others are about a different image. Train longer before trusting this report."
         )
     if findings.unstable > findings.images / 4:
         warnings.append(
-            f"{findings.unstable} of {findings.images} discovery images were left out because nearly everything moves them."
+            f"{findings.unstable} of {findings.images} discovery images were left out "
+            "because nearly everything moves them."
         )
     for method in evaluation["methods"]:
         if method["method"] == "random" and method["curve"]["rate"][-1] > 0.1:
@@ -225,11 +232,11 @@ def _rows(explainer: Explainer, test: TestImages, target: str) -> npt.NDArray[np
 def _attribute(
     explainer: Explainer, evaluation: Mapping[str, Any], test: TestImages, entry: Attribute, count: int
 ) -> AttributeSection:
-    """Shown are images on which the attribute has most to do: farthest in style from its end, and moved by it."""
+    """Shown are images on which the attribute has most to do: farthest from its end, and moved by it."""
     model, space = explainer.model, explainer.discovery.space
     index = explainer.class_names.index(entry.target)
     rows = _rows(explainer, test, entry.target)
-    place = space.positions[entry.coordinate].item()
+    place = int(space.positions[entry.coordinate])
     way = (test.styles[:, place] - space.end(entry.direction)[entry.coordinate]).abs().cpu().numpy()
     rows = rows[np.argsort(-way[rows], kind="stable")[: max(CANDIDATES, count)]]
     before = test.reconstructions[torch.from_numpy(rows)]

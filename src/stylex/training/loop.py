@@ -198,7 +198,7 @@ class Trainer:
         return TrainingResult(state.step, state.images, state.seconds, self.latest)
 
     def _passed(self, kimg: float) -> bool:
-        """Whether the last step reached a multiple of so many images: the same ones, however often resumed."""
+        """Whether the last step reached a multiple of so many images; the same ones, also when resumed."""
         images = self.state.images
         return images // (kimg * 1000) > (images - self.images_per_step) // (kimg * 1000)
 

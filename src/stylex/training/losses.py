@@ -284,13 +284,14 @@ class StylexLoss:
         direction = batch.random.normal(*fake.shape) / fake.shape[-1]
         (gradient,) = torch.autograd.grad((fake * direction).sum(), latents, create_graph=True)
         lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
-        # The mean starts at the first lengths, not at 0 as published: pulled to 0, a generator that has learned to
-        # follow its latents in the warm-up would unlearn it.
         found = lengths.detach().mean()
-        moved = self.path_length_mean.lerp(found, 0.01 * share)
-        mean = torch.where(self.path_length_mean == 0, found, moved)
+        mean = self.path_length_mean.lerp(found, 0.01 * share)
+        if settings.adversarial_start_kimg > 0:
+            # The mean starts at the first lengths, not at 0 as published: pulled to 0, a generator that has
+            # learned to follow its latents in the warm-up would unlearn it.
+            mean = torch.where(self.path_length_mean == 0, found, mean)
         self.path_length_mean.copy_(mean)
-        batch.statistics["path_length"] = lengths.detach().mean()
+        batch.statistics["path_length"] = found
         return settings.path_length * (lengths - mean).square().mean()
 
     def _discriminator(self, batch: Batch) -> Tensor:

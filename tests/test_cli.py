@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import problems
+import training_problems
+from stylex.cli.app import main
+from stylex.run import Run, read_json, write_json
+
+CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def line(self) -> str:
+        """The one line that says what went wrong."""
+        lines = [line for line in self.err.splitlines() if line.startswith("stylex:")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        assert self.out == ""
+        return lines[0]
+
+
+@pytest.fixture
+def stylex(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run the program in this process; handlers of signals are put back."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: str | Path) -> Outcome:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Outcome(int(ended.value.code or 0), out, err)
+
+    yield run
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images and a trained run with random weights, to be copied before it is changed."""
+    folder = tmp_path_factory.mktemp("home")
+    problems.save_images(folder / "images")
+    problems.save_tiny_run(folder / "run", problems.tiny_model(), str(folder / "images"))
+    return folder
+
+
+@pytest.fixture
+def run_path(home: Path, tmp_path: Path) -> Path:
+    shutil.copytree(home / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def documented(verb: str) -> Any:
+    """The example of a verb in docs/json.md."""
+    text = (Path(__file__).parent.parent / "docs" / "json.md").read_text(encoding="utf-8")
+    found = re.search(rf"## `{verb}`.*?```json\n(.*?)```", text, re.DOTALL)
+    assert found, f"docs/json.md has no example of {verb}"
+    return json.loads(found[1])
+
+
+def same_shape(example: Any, found: Any, where: str = "result") -> None:
+    """Equal keys all the way down; of lists the first entries, as an example shows one."""
+    if isinstance(example, dict) and isinstance(found, dict):
+        free = example and all(key.startswith(("CLASS", "FIGURE")) for key in example)
+        if free:
+            for value in found.values():
+                same_shape(next(iter(example.values())), value, f"{where}.*")
+            return
+        assert set(example) == set(found), where
+        for key in example:
+            same_shape(example[key], found[key], f"{where}.{key}")
+    elif isinstance(example, list) and isinstance(found, list):
+        if example and found:
+            same_shape(example[0], found[0], f"{where}[0]")
+    elif example is not None and found is not None:
+        numbers = (int, float)
+        assert isinstance(found, numbers if isinstance(example, numbers) else type(example)), where
+
+
+def check(outcome: Outcome, verb: str) -> Any:
+    """Exit code 0 and the documented JSON alone on standard output."""
+    assert outcome.code == 0, outcome.err
+    content = json.loads(outcome.out)
+    same_shape(documented(verb), content)
+    return content
+
+
+def test_version_help_and_usage(stylex: Any) -> None:
+    assert stylex("--version").out.startswith("stylex ")
+    shown = stylex("--help")
+    assert shown.code == 0
+    for verb in ("demo", "data", "classifier", "train", "attfind", "evaluate", "report", "explain"):
+        assert verb in shown.out
+    for arguments in (["nonsense"], ["train"], ["explain", "run"], ["attfind", "run", "--images", "none"]):
+        bad = stylex(*arguments)
+        assert bad.code == 2
+        assert "--help" in bad.line
+
+
+def test_an_unknown_key(stylex: Any, run_path: Path, home: Path, tmp_path: Path) -> None:
+    bad = stylex("attfind", run_path, "--set", "speed=3", *CPU)
+    assert (bad.code, "speed: unknown key" in bad.line) == (2, True)
+    classifier = run_path / "classifier.safetensors"
+    new = ["--data", home / "images", "--classifier", classifier, "--out", tmp_path / "new"]
+    bad = stylex("train", *new, "--size", "16", "--set", "training.speed=3", *CPU)
+    assert (bad.code, "training.speed: unknown key" in bad.line) == (2, True)
+    bad = stylex("train", *new, "--size", "20", *CPU)
+    assert (bad.code, "power of two" in bad.line) == (2, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_of_another_version(stylex: Any, run_path: Path) -> None:
+    write_json(run_path / "run.json", read_json(run_path / "run.json") | {"format": 99})
+    bad = stylex("attfind", run_path, *CPU)
+    assert (bad.code, "a run of format 99; this stylex reads format" in bad.line) == (1, True)
+
+
+def test_a_half_written_run(stylex: Any, run_path: Path) -> None:
+    (run_path / "run.json").unlink()
+    for verb in (["attfind", run_path], ["train", "--out", run_path]):
+        bad = stylex(*verb, *CPU)
+        assert (bad.code, "half-written run" in bad.line) == (1, True)
+
+
+def test_no_run_at_all(stylex: Any, tmp_path: Path) -> None:
+    assert "no such directory" in stylex("evaluate", tmp_path / "none", *CPU).line
+
+
+def test_a_model_that_contains_pickled_code(stylex: Any, run_path: Path, tmp_path: Path) -> None:
+    class Mine:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"weights": Mine()}, run_path / "model.safetensors")
+    bad = stylex("attfind", run_path, *CPU)
+    assert (bad.code, "pickled code are refused" in bad.line) == (1, True)
+    shutil.copy(run_path / "model.safetensors", tmp_path / "classifier.pt")
+    bad = stylex(
+        "train",
+        "--data",
+        tmp_path,
+        "--classifier",
+        tmp_path / "classifier.pt",
+        "--out",
+        tmp_path / "new",
+        *CPU,
+    )
+    assert bad.code == 1
+    assert not (tmp_path / "owned").exists()
+
+
+def test_missing_stages(stylex: Any, run_path: Path) -> None:
+    for verb in ("evaluate", "report"):
+        bad = stylex(verb, run_path, *CPU)
+        assert bad.code == 1
+        assert re.search(r"'stylex attfind .*'", bad.line)
+    (run_path / "model.safetensors").unlink()
+    assert "'stylex train' writes it" in stylex("attfind", run_path, *CPU).line
+
+
+def test_a_truncated_image(stylex: Any, run_path: Path, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "images", tmp_path / "images")
+    damaged = tmp_path / "images" / "discovery" / "003.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    assert stylex("attfind", run_path, "--images", "1", *CPU).code == 0
+    found = stylex("attfind", run_path, "--data", tmp_path / "images", "--images", "1", "--json", *CPU)
+    assert found.code == 0
+    assert "1 of 24 files cannot be read" in found.err
+    assert "003.png" in found.err
+    json.loads(found.out)
+    bad = stylex("explain", run_path, damaged, "--target", "b", *CPU)
+    assert (bad.code, "003.png: cannot be read" in bad.line) == (1, True)
+    for name in ("000.png", "001.png", "002.png"):
+        (damaged.parent / name).write_text("no image")
+    bad = stylex("attfind", run_path, "--data", tmp_path / "images", *CPU)
+    assert (bad.code, "more than a tenth" in bad.line) == (1, True)
+    bad = stylex("attfind", run_path, "--data", tmp_path / "cache", *CPU)
+    assert bad.code == 1
+
+
+def test_nothing_is_overwritten(stylex: Any, run_path: Path, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    given = ["--data", home / "images", "--classifier", run_path / "classifier.safetensors", "--size", "16"]
+    for arguments in (
+        ["train", "--out", tmp_path / "full", *given, *CPU],
+        ["data", "avatars", "--out", tmp_path / "full", "--count", "2"],
+        ["classifier", "train", home / "images", "--out", run_path / "classifier.safetensors", *CPU],
+    ):
+        bad = stylex(*arguments)
+        assert (bad.code, "nothing was overwritten" in bad.line or "not empty" in bad.line) == (1, True)
+    assert [file.name for file in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_explanations_of_one_name_do_not_replace_each_other(stylex: Any, run_path: Path, home: Path) -> None:
+    stylex("attfind", run_path, "--images", "1", *CPU)
+    images = [home / "images" / split / "000.png" for split in ("training", "test")]
+    found = check(stylex("explain", run_path, *images, "--target", "b", "--json", *CPU), "stylex explain")
+    files = [file for entry in found["explanations"] for file in entry["files"]]
+    assert len(set(files)) == 6
+    assert all(Path(file).exists() for file in files)
+    bad = stylex("explain", run_path, images[0], "--target", "purple", *CPU)
+    assert (bad.code, "no class 'purple'" in bad.line) == (2, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_search_can_continue(stylex: Any, run_path: Path, number: signal.Signals) -> None:
+    arguments = ["attfind", str(run_path), "--images", "8", "--batch-size", "1", *CPU]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stylex", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    shards = run_path / "effects"
+    deadline = time.monotonic() + 60
+    while not (shards.is_dir() and any(shards.glob("shard-*"))) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    outcome = Outcome(process.returncode, out, err)
+    assert outcome.code == 143, err
+    assert "stopped" in outcome.line
+    assert not (run_path / "attributes.json").exists()
+    kept = {file: file.stat().st_mtime_ns for file in shards.glob("shard-*")}
+    assert stylex(*arguments).code == 0
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert (run_path / "attributes.json").exists()
+
+
+def test_a_bug_is_one_line_and_a_traceback_on_request(
+    stylex: Any, run_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Run:
+        raise ZeroDivisionError("seven")
+
+    monkeypatch.setattr(Run, "open", broken)
+    bad = stylex("attfind", run_path)
+    assert (bad.code, "unexpected ZeroDivisionError: seven" in bad.line) == (1, True)
+    assert "Traceback" in stylex("attfind", run_path, "--debug").err
+
+    def stopped(*_: Any) -> Run:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "open", stopped)
+    bad = stylex("attfind", run_path)
+    assert (bad.code, "stopped" in bad.line) == (143, True)
+
+
+def test_the_whole_way(stylex: Any, tmp_path: Path) -> None:
+    """From data to explanations, every result as docs/json.md has it."""
+    pytest.importorskip("python_avatars")
+    faces, classifier, run = tmp_path / "faces", tmp_path / "age.safetensors", tmp_path / "run"
+    made = ["data", "avatars", "--out", faces, "--count", "240", "--size", "16", "--json"]
+    assert check(stylex(*made), "stylex data avatars")["count"] == 240
+    taught = ["classifier", "train", faces, "--out", classifier, "--epochs", "2", "--batch-size", "32"]
+    assert check(stylex(*taught, "--json", *CPU), "stylex classifier train")["file"] == str(classifier)
+    settings = [f"--set={text}" for text in (*training_problems.TINY, "loss.perceptual_network=classifier")]
+    trained = ["train", "--data", faces, "--classifier", classifier, "--out", run, "--size", "16"]
+    assert check(stylex(*trained, "--json", *settings, *CPU), "stylex train")["images"] == 40
+    assert check(stylex("train", "--out", run, "--json", *CPU), "stylex train")["images"] == 40
+    # A model this raw gives one class only: steer the classifier so that its reconstructions fall into both.
+    balance(run, faces)
+    found = check(
+        stylex("attfind", run, "--images", "2", "--set", "unstable_threshold=null", "--json", *CPU),
+        "stylex attfind",
+    )
+    assert set(found["attributes"]) == {"old", "young"}
+    measured = check(stylex("evaluate", run, "--json", *CPU), "stylex evaluate")
+    assert measured["coordinates"] == found["coordinates"]
+    drawn = stylex("report", run, "--attributes", "1", "--pairs", "1", "--json", *CPU)
+    report = check(drawn, "stylex report")
+    assert Path(report["report"]).stat().st_size > 10_000
+    image = next(faces.rglob("*.png"))
+    check(stylex("explain", run, image, "--target", "old", "--json", *CPU), "stylex explain")
+    for verb in (["attfind", run, "--images", "2", "--set=unstable_threshold=null"], ["evaluate", run]):
+        shown = stylex(*verb, *CPU)
+        assert shown.code == 0
+        assert "old" in shown.out
+
+
+def balance(path: Path, faces: Path) -> None:
+    from stylex.data import load_dataset
+    from stylex.model import load_model
+
+    run = Run.open(path)
+    model = load_model(run, training_problems.HARDWARE)
+    images = load_dataset(faces, size=16, labelled=False)
+    head = model.classifier.network.head
+    for _ in range(3):
+        pool = images.discovery.batch(slice(0, 32))
+        logits = model.classify(model.synthesise(model.styles(model.encode(pool)[0])))
+        head.bias.data[1] -= (logits[:, 1] - logits[:, 0]).median()
+    model.classifier.save(run.classifier_file)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import problems
+import stylex
+import training_problems
+from stylex.attfind import search
+from stylex.errors import ConfigError, DataError, RunError
+from stylex.explainer import Explainer
+
+
+@pytest.fixture(scope="module")
+def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("explainer")
+    model = problems.tiny_model()
+    run = problems.save_tiny_run(folder / "run", model)
+    search(run, model, training_problems.images(12), run.config.attfind)
+    return run.path
+
+
+@pytest.fixture(scope="module")
+def explainer(run_path: Path) -> Explainer:
+    return stylex.load(run_path, device="cpu", precision="fp32")
+
+
+def picture() -> np.ndarray:
+    return np.asarray(training_problems.images(1).images[0])
+
+
+def test_attributes_come_ranked(explainer: Explainer) -> None:
+    found = explainer.attributes(target="b")
+    assert [entry.rank for entry in found] == list(range(1, len(found) + 1))
+    assert found[0].target == "b"
+    with pytest.raises(ConfigError, match="no class 'c'; the classifier knows a, b"):
+        explainer.attributes(target="c")
+
+
+def test_every_kind_of_image_gives_the_same(explainer: Explainer, tmp_path: Path) -> None:
+    pixels = picture()
+    Image.fromarray(pixels).save(tmp_path / "face.png")
+    tensor = training_problems.images(1).batch([0])
+    found = [
+        explainer.counterfactual(image, target="b").to_json()
+        for image in (pixels, Image.fromarray(pixels), tensor, tensor[0], tmp_path / "face.png")
+    ]
+    assert found[-1].pop("name") == "face.png"
+    for entry in found[:-1]:
+        assert entry.pop("name") == "image"
+    for entry in found:
+        del entry["answer"]
+        del entry["warning"]
+        assert entry == found[0]
+    logits = explainer.model.classify(tensor)
+    expected = logits.softmax(dim=1)[0].tolist()
+    assert found[0]["probabilities"]["original"] == pytest.approx(expected, abs=1e-6)
+    assert explainer.probabilities(pixels) == pytest.approx(dict(zip("ab", expected, strict=True)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(3, 8, 8),
+        torch.zeros(2, 3, 16, 16),
+        np.zeros((16, 16, 3), np.float32),
+        np.zeros(4, np.uint8),
+        np.zeros((4, 4, 7), np.uint8),
+    ],
+)
+def test_what_is_no_image(explainer: Explainer, image: torch.Tensor | np.ndarray) -> None:
+    with pytest.raises(DataError, match="must be"):
+        explainer.counterfactual(image, target="b")
+
+
+def test_a_file_that_is_no_image(explainer: Explainer, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"cut\.png"):
+        explainer.counterfactual(tmp_path / "cut.png", target="b")
+
+
+def test_a_run_without_attributes(tmp_path: Path) -> None:
+    run = problems.save_tiny_run(tmp_path / "run", problems.tiny_model())
+    with pytest.raises(RunError, match="stylex attfind"):
+        stylex.load(run.path, device="cpu", precision="fp32")
+    run.model_file.unlink()
+    with pytest.raises(RunError, match="no trained model yet"):
+        stylex.load(run.path, device="cpu", precision="fp32")

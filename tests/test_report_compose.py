@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import problems
+import training_problems
+from stylex.attfind import search
+from stylex.data import Dataset, load_dataset
+from stylex.errors import RunError
+from stylex.evaluation.measure import TestImages, prepare
+from stylex.evaluation.stage import evaluate_run, is_evaluated, load_evaluation
+from stylex.explainer import Explainer, open_explainer
+from stylex.report.compose import compose, write_report
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Explainer, Dataset, TestImages]:
+    folder = tmp_path_factory.mktemp("report")
+    data = load_dataset(problems.save_images(folder / "images"), size=16, labelled=False, use_cache=False)
+    model = problems.tiny_model()
+    run = problems.save_tiny_run(folder / "run", model, str(folder / "images"))
+    search(run, model, data.discovery, run.config.attfind)
+    explainer = open_explainer(run, training_problems.HARDWARE)
+    test = prepare(explainer.model, data.test, 0)
+    assert not is_evaluated(explainer)
+    with pytest.raises(RunError, match="not evaluated yet"):
+        load_evaluation(explainer)
+    evaluate_run(explainer, test)
+    return explainer, data, test
+
+
+def test_a_report_from_a_run(explained: tuple[Explainer, Dataset, TestImages]) -> None:
+    explainer, data, test = explained
+    content = compose(explainer, data, test, "stylex report run", attributes=2, pairs=3, examples=1)
+    evaluation = load_evaluation(explainer)
+    assert content.class_names == ("a", "b")
+    assert [section.target for section in content.targets] == list(evaluation["single"])
+    for section in content.targets:
+        found = explainer.findings.attributes[section.target]
+        assert [entry.coordinate for entry in section.attributes] == [entry.coordinate for entry in found[:2]]
+        assert {curve.label for curve in section.curves} >= {"AttFind", "Random coordinates"}
+        for entry, figures in zip(section.attributes, evaluation["single"][section.target], strict=False):
+            assert entry.flip_share == figures["estimate"]
+            assert len(entry.pairs) <= 3
+            assert entry.where.shape == (16, 16)
+            assert entry.where.max() == (pytest.approx(1) if entry.pairs else 0)
+            for pair in entry.pairs:
+                number = test.names.index(pair.name)
+                logits = test.logits[number]
+                index = content.class_names.index(section.target)
+                odds = np.exp(logits - logits.max())
+                assert pair.probability_before == pytest.approx(float(odds[index] / odds.sum()), abs=1e-5)
+                assert pair.probability_before <= 0.5
+    assert any(section.attributes[0].pairs for section in content.targets)
+    assert content.provenance["data sha256"] == data.fingerprint
+
+
+def test_the_file(explained: tuple[Explainer, Dataset, TestImages]) -> None:
+    explainer, data, test = explained
+    file = write_report(explainer, data, test, "stylex report the-run", attributes=1, pairs=1, examples=1)
+    text = file.read_text()
+    assert file == explainer.run.path / "report.html"
+    assert "stylex report the-run" in text
+    assert explainer.model.classifier.fingerprint in text
+
+
+def test_an_evaluation_of_other_attributes_does_not_count(
+    explained: tuple[Explainer, Dataset, TestImages],
+) -> None:
+    explainer, _, _ = explained
+    fewer = {target: found[:1] for target, found in explainer.findings.attributes.items()}
+    changed = Explainer(
+        explainer.run,
+        explainer.model,
+        explainer.discovery,
+        dataclasses.replace(explainer.findings, attributes=fewer),
+    )
+    assert is_evaluated(explainer)
+    assert not is_evaluated(changed)
+
+
+def test_naming_an_attribute_leaves_the_evaluation_valid(
+    explained: tuple[Explainer, Dataset, TestImages],
+) -> None:
+    explainer, _, _ = explained
+    named = {
+        target: tuple(entry.named("hair") for entry in found)
+        for target, found in explainer.findings.attributes.items()
+    }
+    changed = dataclasses.replace(explainer.findings, attributes=named)
+    assert is_evaluated(Explainer(explainer.run, explainer.model, explainer.discovery, changed))
+
+
+def test_test_images_of_one_class_only(
+    explained: tuple[Explainer, Dataset, TestImages], tmp_path: Path
+) -> None:
+    explainer, data, test = explained
+    target = 1
+    rows = np.flatnonzero(test.logits.argmax(axis=1) != target)
+    assert len(rows)
+    one = TestImages(
+        test.images[rows],
+        test.styles[rows],
+        test.logits_original[rows],
+        test.logits[rows],
+        test.reconstructions[rows],
+        tuple(test.names[i] for i in rows),
+    )
+    kept = (explainer.run.path / "evaluation.json").read_bytes()
+    try:
+        evaluate_run(explainer, one)
+        content = compose(explainer, data, one, "", attributes=1, pairs=1, examples=1)
+    finally:
+        (explainer.run.path / "evaluation.json").write_bytes(kept)
+    assert [section.target for section in content.targets] == ["b"]
+    assert any("nothing is said" in warning for warning in content.warnings)
+
+
+def test_a_model_that_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
+    model = problems.tiny_model("stylegan2")
+    run = problems.save_tiny_run(tmp_path / "run", model)
+    search(run, model, None, run.config.attfind)
+    explainer = open_explainer(run, training_problems.HARDWARE)
+    test = prepare(explainer.model, None, 0, count=12)
+    evaluate_run(explainer, test)
+    content = compose(explainer, None, test, "", attributes=1, pairs=1, examples=1)
+    assert content.reconstructions == ()
+    assert content.provenance["data sha256"] == "sampled latents"
+    assert any(section.counterfactuals for section in content.targets)
