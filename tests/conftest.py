@@ -6,6 +6,17 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Choosing hardware sets the threads for the whole process; results depend on them bit for bit."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)

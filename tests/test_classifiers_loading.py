@@ -120,7 +120,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle": (lambda f: f.write_bytes(pickle.dumps(Trap(f.with_name("trap")))), "pickled code"),
     "a bit flipped": (flip_last_byte, "checksum"),
     "another version": (lambda f: edit_header(f, lambda h: h.update(format=99)), "format 99"),
-    "no checksum": (lambda f: edit_header(f, lambda h: h.pop("sha256")), "header"),
+    "no checksum": (lambda f: edit_header(f, lambda h: h.pop("sha256")), "checksum"),
     "another kind": (lambda f: edit_header(f, lambda h: h.update(kind="checkpoint")), "not a classifier"),
     "a field missing": (lambda f: edit_header(f, lambda h: h.pop("mean")), "'mean'"),
     "unknown architecture": (lambda f: edit_header(f, lambda h: h.update(architecture="x")), "unknown"),

@@ -27,9 +27,9 @@ class CheckpointError(StylexError):
     """A file of weights that is damaged, incomplete, of another layout, or holds code."""
 
 
-class TrainingDiverged(StylexError):
+class TrainingDiverged(StylexError):  # noqa: N818 (what happened, not an error of ours)
     """A loss or a weight became NaN or infinite; the last good checkpoint is untouched."""
 
 
-class Stopped(StylexError):
+class Stopped(StylexError):  # noqa: N818 (a request, no error)
     """Somebody asked the program to stop (Ctrl-C, SIGTERM); the work so far is safe and can be continued."""

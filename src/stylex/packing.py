@@ -29,8 +29,8 @@ def pack(
 ) -> Run:
     """Copy what explanations need into a new folder.
 
-    Images are written losslessly as one PNG each beside images/factors.csv, which names the set that every image
-    belongs to (column split), its class and its factors, so that loading them gives the same sets back.
+    Images are written losslessly as one PNG each beside images/factors.csv, which names the set that every
+    image belongs to (column split), its class and its factors, so that loading gives the same sets back.
 
     Args:
         training, discovery, test: images taken of each set, evenly spaced.
@@ -74,7 +74,9 @@ def _write_images(folder: Path, sets: dict[str, tuple[ImageSet, int]]) -> None:
                 row["label"] = images.class_names[images.labels[number]]
             rows.append(row | {column: values[number] for column, values in images.factors.items()})
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     (folder / "factors.csv").write_text(text.getvalue(), encoding="utf-8")

@@ -107,8 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = FAILED
     except Exception as error:
         if isinstance(error, _BAD_USAGE):
-            context = getattr(error, "ctx", None)
-            where = context.command_path if context is not None else "stylex"
+            where = getattr(getattr(error, "ctx", None), "command_path", "stylex")
             error_line(f"{error.format_message()} (see '{where} --help')")
             sys.exit(USAGE)
         if debug:

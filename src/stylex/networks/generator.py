@@ -135,7 +135,9 @@ class Synthesis(nn.Module):
         offset = 0
         before = channels[4]
 
-        def add(module: nn.Module, name: str, kind: Literal["conv", "rgb"], size: int, width: int, w: int) -> None:
+        def add(
+            module: nn.Module, name: str, kind: Literal["conv", "rgb"], size: int, width: int, w: int
+        ) -> None:
             nonlocal offset
             modules.append(module)
             layout.append(StyleLayer(name, kind, size, offset, width, w))
@@ -145,7 +147,9 @@ class Synthesis(nn.Module):
         for size in (2**power for power in range(2, int(math.log2(resolution)) + 1)):
             after = channels[size]
             if size > 4:
-                add(StyledConv(before, after, size, up=True), f"{size}px.conv0", "conv", size, before, w_index)
+                add(
+                    StyledConv(before, after, size, up=True), f"{size}px.conv0", "conv", size, before, w_index
+                )
                 w_index += 1
             name = f"{size}px.conv1"
             add(StyledConv(after, after, size, up=False), name, "conv", size, after, w_index)
@@ -163,7 +167,11 @@ class Synthesis(nn.Module):
         return SynthesisState(0, constant.contiguous(memory_format=torch.channels_last), None)
 
     def step(
-        self, state: SynthesisState, styles: Tensor, noise: Noise = "fixed", noise_maps: list[Tensor] | None = None
+        self,
+        state: SynthesisState,
+        styles: Tensor,
+        noise: Noise = "fixed",
+        noise_maps: list[Tensor] | None = None,
     ) -> SynthesisState:
         """Run one layer on styles [N, T]; `noise_maps` (one a conv layer, in order) override `noise`."""
         place = self.layout[state.layer]
@@ -184,7 +192,7 @@ class Synthesis(nn.Module):
         return SynthesisState(state.layer + 1, state.features, module(state.features, style, state.image))
 
     def states(self, styles: Tensor, noise: Noise = "fixed") -> Iterator[SynthesisState]:
-        """The state before every layer in turn, and last the one after all; activations that a sweep reuses."""
+        """The state before every layer in turn, and last the one after all, for sweeps to reuse."""
         state = self.start(styles.shape[0])
         yield state
         while state.layer < len(self.layout):
@@ -204,7 +212,9 @@ class Synthesis(nn.Module):
         assert state.image is not None
         return state.image
 
-    def forward(self, styles: Tensor, noise: Noise = "fixed", noise_maps: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, styles: Tensor, noise: Noise = "fixed", noise_maps: list[Tensor] | None = None
+    ) -> Tensor:
         """Styles [N, T] → images [N, 3, R, R], float32.
 
         `noise`: "fixed" uses the stored maps (so that effects can be measured), "random" draws new ones from
@@ -227,7 +237,9 @@ class Generator(nn.Module):
     product gives all styles; row r belongs to style coordinate r. Bias starts at 1.
     """
 
-    def __init__(self, latent_features: int, condition_features: int, resolution: int, channels: dict[int, int]) -> None:
+    def __init__(
+        self, latent_features: int, condition_features: int, resolution: int, channels: dict[int, int]
+    ) -> None:
         super().__init__()
         self.latent_features = latent_features
         self.condition_features = condition_features
@@ -249,4 +261,5 @@ class Generator(nn.Module):
         return torch.cat(parts, dim=1)
 
     def forward(self, latents: Tensor, noise: Noise = "fixed") -> Tensor:
-        return self.synthesis(self.styles(latents), noise)
+        images: Tensor = self.synthesis(self.styles(latents), noise)
+        return images

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -22,14 +24,14 @@ class Mapping(nn.Module):
         sizes = [z_features] + [w_features] * layers
         self.layers = nn.ModuleList(
             EqualLinear(before, after, rate=rate, activate=True)
-            for before, after in zip(sizes, sizes[1:], strict=False)
+            for before, after in itertools.pairwise(sizes)
         )
         self.z_features = z_features
         self.w_features = w_features
         self.register_buffer("mean_w", torch.zeros(w_features))
 
     def forward(self, z: Tensor, truncation: float = 1.0) -> Tensor:
-        """Args: z [N, z_features], standard normal; truncation in [0, 1], 1 = none. Returns w [N, w_features]."""
+        """z [N, z_features], standard normal, and truncation in [0, 1] (1 = none) → w [N, w_features]."""
         features = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
         for layer in self.layers:
             features = layer(features)

@@ -18,7 +18,9 @@ class ResidualBlock(nn.Module):
         half = math.sqrt(0.5)
         self.conv0 = EqualConv2d(in_channels, in_channels, 3)
         self.conv1 = EqualConv2d(in_channels, out_channels, 3, down=True, gain=half)
-        self.skip = EqualConv2d(in_channels, out_channels, 1, down=True, activate=False, bias=False, gain=half)
+        self.skip = EqualConv2d(
+            in_channels, out_channels, 1, down=True, activate=False, bias=False, gain=half
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         outputs: Tensor = self.conv1(self.conv0(features)) + self.skip(features)
@@ -26,10 +28,10 @@ class ResidualBlock(nn.Module):
 
 
 def minibatch_deviation(features: Tensor, group: int) -> Tensor:
-    """Append one channel with the mean standard deviation within groups of images (Karras et al. 2018, section 3).
+    """Append a channel with the mean standard deviation in groups of images (Karras et al. 2018, section 3).
 
-    features [N, C, H, W] → [N, C + 1, H, W]. Image i belongs to the group of all j with j ≡ i modulo N / group,
-    as in StyleGAN2. The group is the largest divisor of N that is at most `group`.
+    features [N, C, H, W] → [N, C + 1, H, W]. Image i is in the group of all j with j ≡ i modulo N / group, as
+    in StyleGAN2. The group is the largest divisor of N that is at most `group`.
     """
     count, channels, height, width = features.shape
     size = next(divisor for divisor in range(min(group, count), 0, -1) if count % divisor == 0)
@@ -85,7 +87,7 @@ class ResidualNetwork(nn.Module):
 
 
 class Encoder(ResidualNetwork):
-    """Images → latents w [N, latent_features]; the discriminator's shape without minibatch standard deviation."""
+    """Images → latents w [N, latent_features]; a discriminator without minibatch standard deviation."""
 
     def __init__(
         self, resolution: int, channels: dict[int, int], latent_features: int, *, hidden: int | None = None
@@ -96,16 +98,18 @@ class Encoder(ResidualNetwork):
 class Discriminator(ResidualNetwork):
     """Images → scores [N, outputs]; see `conditional_score` for more than one output."""
 
-    def __init__(self, resolution: int, channels: dict[int, int], outputs: int = 1, *, deviation_group: int = 4) -> None:
+    def __init__(
+        self, resolution: int, channels: dict[int, int], outputs: int = 1, *, deviation_group: int = 4
+    ) -> None:
         super().__init__(resolution, channels, outputs, deviation_group=deviation_group)
 
 
 def conditional_score(outputs: Tensor, condition: Tensor | None) -> Tensor:
     """One score an image from the discriminator's outputs: [N].
 
-    One output: that output, the condition ignored (the study). K outputs: Σₖ cₖ · Dₖ(x), the form that the authors
-    of StylEx gave by letter. K + 1 outputs: D₀(x) + Σₖ cₖ · Dₖ(x), the recipe `fast`: an image must look real by
-    itself, whatever its class.
+    One output: that output, the condition ignored (the study). K outputs: Σₖ cₖ · Dₖ(x), the form that the
+    authors of StylEx gave by letter. K + 1 outputs: D₀(x) + Σₖ cₖ · Dₖ(x), the recipe `fast`: an image must
+    look real by itself, whatever its class.
 
     Args:
         outputs: [N, 1], [N, K] or [N, K + 1].
