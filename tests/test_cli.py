@@ -316,3 +316,28 @@ def balance(path: Path, faces: Path) -> None:
         logits = model.classify(model.synthesise(model.styles(model.encode(pool)[0])))
         head.bias.data[1] -= (logits[:, 1] - logits[:, 0]).median()
     model.classifier.save(run.classifier_file)
+
+
+def test_training_ends_by_its_own_handler(stylex: Any, home: Path, tmp_path: Path) -> None:
+    """SIGTERM during training writes a checkpoint of the step that it reached, and the run continues."""
+    settings = [f"--set={text}" for text in (*training_problems.TINY, "loss.perceptual_network=classifier")]
+    arguments = ["train", "--data", str(home / "images"), "--out", str(tmp_path / "new"), "--size", "16"]
+    arguments += ["--classifier", str(home / "run" / "classifier.safetensors"), *settings]
+    arguments += ["--set", "training.total_kimg=100", "--set", "training.checkpoint_kimg=50", *CPU]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stylex", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "new" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    outcome = Outcome(process.returncode, out, err)
+    assert outcome.code == 143, err
+    assert "checkpoint written" in outcome.line
+    assert Run.open(tmp_path / "new").newest_checkpoint() is not None

@@ -136,7 +136,10 @@ def _summary(explainer: Explainer, evaluation: Mapping[str, Any]) -> str:
     for method in evaluation["methods"]:
         if method["method"] == "AttFind":
             curve = method["curve"]
-            best.append(f"{curve['rate'][-1]:.0%} to “{method['target']}” with {curve['k'][-1]}")
+            points = list(zip(curve["k"], curve["rate"], strict=True))
+            most = max(curve["rate"])
+            k, rate = next(point for point in points if point[1] >= most - 0.01)
+            best.append(f"{rate:.0%} to “{method['target']}” with {k}")
     searched = (
         f"AttFind searched {explainer.findings.coordinates} style coordinates "
         f"on {explainer.findings.images} images."
