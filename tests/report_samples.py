@@ -98,6 +98,7 @@ def report_content() -> ReportContent:
         reconstruction_figures={"figure-label": "figure-value"},
         targets=(target_section(0, "class-young"), target_section(1, "class-old")),
         coordinates=54321,
+        effect_on="log-odds",
         command="stylex report the-run --seed 1",
         provenance={"version-of": "9.8.7", "nested": {"hash": "sha256:abc"}, "list": ["one", "two"]},
     )

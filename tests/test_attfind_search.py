@@ -12,6 +12,7 @@ import problems
 import training_problems
 from stylex.attfind import load_discovery, load_findings, search
 from stylex.attfind.search import discover
+from stylex.classifiers import Classifier
 from stylex.data.images import ImageSet
 from stylex.errors import DataError, RunError
 from stylex.run import Run
@@ -147,3 +148,57 @@ def test_a_model_without_encoder_is_sampled(tmp_path: Path, monkeypatch: pytest.
     assert found.logits.argmax(dim=1).bincount().tolist() == [3, 3]
     numbers = [int(name.removeprefix("sample ")) for name in found.names]
     torch.testing.assert_close(found.latents, model.sample(40, 5)[numbers])
+
+
+def test_a_rare_class_is_looked_for_in_all_images() -> None:
+    model = problems.linear_model()
+    pixels = np.full((40, 4, 4, 3), 128, np.uint8)
+    pixels[:, 0, 0, 0] = 100  # style 0 (weight 0.5) low: "no"
+    last = np.random.default_rng(0).permutation(40)[-2:]
+    pixels[last, 0, 0, 0] = 156
+    pool = ImageSet(pixels, tuple(f"{i}.png" for i in range(40)), None, None, {})
+    logits = model.classify(pool.batch(range(40)))
+    assert set(np.flatnonzero(logits.argmax(1))) == set(last)
+    found = discover(model, pool, problems.everything(images_per_class=2), seed=0)
+    assert found.logits.argmax(dim=1).bincount().tolist() == [2, 2]
+    assert {f"{i}.png" for i in last} < set(found.names)
+    batch = pool.batch([int(name.removesuffix(".png")) for name in found.names])
+    torch.testing.assert_close(found.styles, model.encode(batch)[0])
+
+
+def test_styles_and_attributes_of_two_searches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that is killed between writing the one and the other."""
+    search(run, problems.linear_model(), images(), SETTINGS)
+    before = load_findings(run)
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["stylex.attfind.search"], "save_findings", kill)
+        with pytest.raises(KeyboardInterrupt):
+            search(run, problems.linear_model(), images(), problems.everything(images_per_class=2))
+    assert load_findings(run) == before
+    with pytest.raises(RunError, match="from two searches"):
+        load_discovery(run, problems.linear_model())
+    search(run, problems.linear_model(), images(), SETTINGS)
+    load_discovery(run, problems.linear_model())
+
+
+def test_a_classifier_without_weights_that_changed(run: Run) -> None:
+    """Its fingerprint is its name; what it says of the reconstructions tells."""
+
+    class Code(torch.nn.Module):
+        bias = 0.0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            odds = images.flatten(1)[:, :8] / problems.SCALE @ torch.tensor(problems.WEIGHTS) + self.bias
+            return torch.stack([-odds / 2, odds / 2], dim=1)
+
+    code = Code()
+    classifier = Classifier(code, class_names=("no", "yes"), input_size=None).freeze()
+    search(run, problems.linear_model(classifier), images(), SETTINGS)
+    code.bias = 0.01
+    seen: list[int] = []
+    search(run, problems.linear_model(classifier), images(), SETTINGS, lambda done, total: seen.append(done))
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8]

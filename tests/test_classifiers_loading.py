@@ -339,6 +339,8 @@ def test_a_factory_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             load(f"my_own_models:{name}")
     with pytest.raises(ClassifierError, match="ModuleNotFoundError"):
         load("no_such_package_at_all:factory")
+    with pytest.raises(ClassifierError, match="SystemExit"):  # must not end the program as if all were done
+        load("sys:exit")
 
 
 def test_a_classifier_is_its_own_source() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,8 +18,13 @@ import torch
 
 import problems
 import training_problems
+from stylex.classifiers import load
 from stylex.cli.app import main
-from stylex.run import Run, read_json, write_json
+from stylex.cli.explain import _different
+from stylex.cli.repeat import commands
+from stylex.config import AttFindSettings, RunConfig, load_recipe, override
+from stylex.report.compose import Amounts
+from stylex.run import Run, read_json, read_tensors, write_json, write_tensors
 
 CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
 
@@ -132,6 +139,54 @@ def test_an_unknown_key(stylex: Any, run_path: Path, home: Path, tmp_path: Path)
     assert not (tmp_path / "new").exists()
 
 
+def test_what_yaml_takes_for_an_impossible_date(stylex: Any, run_path: Path, tmp_path: Path) -> None:
+    bad = stylex("attfind", run_path, "--set", "count=2024-13-45", *CPU)
+    assert (bad.code, "not readable as YAML" in bad.line) == (2, True)
+    (tmp_path / "mine.yaml").write_text("classes: 2024-13-45")
+    bad = stylex(
+        "train",
+        "--data",
+        "x",
+        "--classifier",
+        "y",
+        "--out",
+        tmp_path / "new",
+        "--recipe",
+        tmp_path / "mine.yaml",
+    )
+    assert (bad.code, "not readable as YAML" in bad.line) == (2, True)
+    bad = stylex("data", "avatars", "--out", tmp_path / "new", "--spec", tmp_path / "mine.yaml")
+    assert (bad.code, "not a readable YAML file" in bad.line) == (1, True)
+
+
+def test_a_size_that_is_no_power_of_two_is_wrong_usage(stylex: Any, home: Path, tmp_path: Path) -> None:
+    new = ["--out", tmp_path / "new.safetensors"]
+    for arguments in (
+        ["data", "avatars", *new],
+        ["classifier", "train", home / "images", *new],
+        ["train", "--data", home / "images", "--classifier", "x", *new],
+    ):
+        for size in ("20", "2048"):
+            bad = stylex(*arguments, "--size", size)
+            assert (bad.code, f"power of two from 4 to 1024, such as 64; not {size}" in bad.line) == (2, True)
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_a_classifier_that_could_not_be_kept_is_not_trained(
+    stylex: Any, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def expensive(*_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("stylex.classifiers.train", expensive)
+    (tmp_path / "file").touch()
+    bad = stylex("classifier", "train", home / "images", "--out", tmp_path / "file" / "a.safetensors", *CPU)
+    assert (bad.code, "could not be written" in bad.line) == (1, True)
+    bad = stylex("classifier", "train", home / "images", "--out", tmp_path / "a.pt", *CPU)
+    assert (bad.code, "must end in .safetensors" in bad.line) == (2, True)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file"]
+
+
 def test_a_run_of_another_version(stylex: Any, run_path: Path) -> None:
     write_json(run_path / "run.json", read_json(run_path / "run.json") | {"format": 99})
     bad = stylex("attfind", run_path, *CPU)
@@ -143,6 +198,13 @@ def test_a_half_written_run(stylex: Any, run_path: Path) -> None:
     for verb in (["attfind", run_path], ["train", "--out", run_path]):
         bad = stylex(*verb, *CPU)
         assert (bad.code, "half-written run" in bad.line) == (1, True)
+        assert "delete" not in bad.line  # it holds a trained model
+
+
+def test_a_run_without_its_config(stylex: Any, run_path: Path) -> None:
+    (run_path / "config.yaml").unlink()
+    bad = stylex("attfind", run_path, *CPU)
+    assert (bad.code, "half-written run (config.yaml is missing)" in bad.line) == (1, True)
 
 
 def test_no_run_at_all(stylex: Any, tmp_path: Path) -> None:
@@ -172,6 +234,21 @@ def test_a_model_that_contains_pickled_code(stylex: Any, run_path: Path, tmp_pat
     assert not (tmp_path / "owned").exists()
 
 
+def test_what_code_of_the_user_prints_stays_out_of_the_json(
+    stylex: Any, run_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Run.open
+
+    def noisy(path: Path) -> Run:
+        print("hello from a factory")
+        return opened(path)
+
+    monkeypatch.setattr(Run, "open", noisy)
+    found = stylex("attfind", run_path, "--images", "1", "--json", *CPU)
+    assert json.loads(found.out)["coordinates"] > 0
+    assert "hello from a factory" in found.err
+
+
 def test_missing_stages(stylex: Any, run_path: Path) -> None:
     for verb in ("evaluate", "report"):
         bad = stylex(verb, run_path, *CPU)
@@ -197,8 +274,9 @@ def test_a_truncated_image(stylex: Any, run_path: Path, home: Path, tmp_path: Pa
         (damaged.parent / name).write_text("no image")
     bad = stylex("attfind", run_path, "--data", tmp_path / "images", *CPU)
     assert (bad.code, "more than a tenth" in bad.line) == (1, True)
-    bad = stylex("attfind", run_path, "--data", tmp_path / "cache", *CPU)
-    assert bad.code == 1
+    (tmp_path / "empty").mkdir()
+    bad = stylex("attfind", run_path, "--data", tmp_path / "empty", *CPU)
+    assert (bad.code, "holds no image" in bad.line) == (1, True)
 
 
 def test_nothing_is_overwritten(stylex: Any, run_path: Path, home: Path, tmp_path: Path) -> None:
@@ -224,6 +302,39 @@ def test_explanations_of_one_name_do_not_replace_each_other(stylex: Any, run_pat
     assert all(Path(file).exists() for file in files)
     bad = stylex("explain", run_path, images[0], "--target", "purple", *CPU)
     assert (bad.code, "no class 'purple'" in bad.line) == (2, True)
+
+
+def test_files_of_explanations_have_names_of_their_own() -> None:
+    assert _different(["a", "b"]) == ["a", "b"]
+    for stems in (["a", "a", "a-1"], ["a-1", "a", "a"], ["a-2", "a", "a", "a-2"]):
+        assert len(set(_different(stems))) == len(stems)
+
+
+def test_an_unreadable_image_among_several_leaves_no_half_answer(
+    stylex: Any, run_path: Path, home: Path
+) -> None:
+    stylex("attfind", run_path, "--images", "1", *CPU)
+    image = home / "images" / "test" / "000.png"
+    bad = stylex("explain", run_path, image, run_path / "none.png", "--target", "b", *CPU)
+    assert (bad.code, "none.png: no such file" in bad.line) == (1, True)
+    assert not (run_path / "explain").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_the_program_is_still_being_imported(number: signal.Signals) -> None:
+    program = f"""
+import os, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Finder())
+from stylex.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (143, "")
+    assert ended.stderr.splitlines() == ["stylex: stopped before anything was begun"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -262,6 +373,12 @@ def test_a_bug_is_one_line_and_a_traceback_on_request(
     bad = stylex("attfind", run_path)
     assert (bad.code, "unexpected ZeroDivisionError: seven" in bad.line) == (1, True)
     assert "Traceback" in stylex("attfind", run_path, "--debug").err
+
+    def full(*_: Any) -> Run:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Run, "open", full)
+    assert "out of memory; try a smaller batch" in stylex("attfind", run_path).line
 
     def stopped(*_: Any) -> Run:
         raise KeyboardInterrupt
@@ -303,6 +420,101 @@ def test_the_whole_way(stylex: Any, tmp_path: Path) -> None:
         assert "old" in shown.out
 
 
+def test_a_run_goes_on_with_what_it_was_started_with(stylex: Any, home: Path, tmp_path: Path) -> None:
+    """The same command continues; other images, another classifier or other settings are refused."""
+    run, classifier = tmp_path / "run", tmp_path / "classifier.safetensors"
+    shutil.copy(home / "run" / "classifier.safetensors", classifier)
+    shutil.copytree(home / "images", tmp_path / "images")
+    settings = [f"--set={text}" for text in (*training_problems.TINY, "loss.perceptual_network=classifier")]
+    command = ["train", "--out", run, "--data", tmp_path / "images", "--classifier", classifier]
+    command += ["--size", "16", "--seed", "3", *settings]
+    assert stylex(*command, *CPU).code == 0
+    assert set(Run.open(run).hashes) == {"data", "classifier"}
+
+    def kept() -> dict[Path, bytes]:
+        files = [file for file in run.rglob("*") if file.is_file()]
+        return {file: file.read_bytes() for file in files}
+
+    before = kept()
+    assert stylex(*command, *CPU).code == 0
+    shutil.copytree(tmp_path / "images", tmp_path / "moved")
+    assert stylex("train", "--out", run, "--data", tmp_path / "moved", *CPU).code == 0
+
+    other = load(classifier)
+    with torch.no_grad():
+        next(other.network.parameters()).mul_(1.5)
+    other.save(tmp_path / "other.safetensors")
+    bad = stylex("train", "--out", run, "--classifier", tmp_path / "other.safetensors", *CPU)
+    assert (bad.code, "started with another classifier" in bad.line) == (1, True)
+    problems.save_images(tmp_path / "fewer", count=7)
+    bad = stylex("train", "--out", run, "--data", tmp_path / "fewer", *CPU)
+    assert (bad.code, "started with other images" in bad.line) == (1, True)
+    for options, message in (
+        (["--seed", "4"], "seed 3, not 4"),
+        (["--size", "32"], "resolution 16, not 32"),
+        (["--set", "training.total_kimg=1"], "recipe.training.total_kimg 0.04, not 1"),
+        (["--recipe", "study"], "recipe.name 'fast', not 'study'"),
+        (["--group", "person"], "group None, not 'person'"),
+    ):
+        bad = stylex("train", "--out", run, *options, *CPU)
+        assert (bad.code, message in bad.line) == (2, True), bad.err
+    assert kept() == before
+
+    other.save(classifier)
+    bad = stylex(*command, *CPU)
+    assert (bad.code, "started with another classifier" in bad.line) == (1, True)
+    classifier.unlink()
+    assert stylex(*command, *CPU).code == 0
+    assert kept() == before
+
+
+def test_the_commands_of_a_report_make_the_same_run(stylex: Any, tmp_path: Path) -> None:
+    """Read back what the report says and compare the settings that come out."""
+    assignments = ["training.total_kimg=3", "loss.perceptual_network=none", "training.schedule=[encode]"]
+    assignments += ["network.encoder_hidden=null", "training.betas=[0.5, 0.9]", "description='a: b'"]
+    own = load_recipe("study", [*assignments, "name=mine"])
+    for recipe in (load_recipe("fast"), load_recipe("study", assignments), own):
+        config = RunConfig(
+            experiment="x",
+            data="my faces",
+            classifier="m:f",
+            group="who",
+            resolution=32,
+            seed=7,
+            recipe=recipe,
+        )
+        search = AttFindSettings(images_per_class=3, method="removal", unstable_threshold=None, count=4)
+        run = Run(tmp_path / "the run", config)
+        train, attfind, evaluate, report = commands(run, search, Amounts(attributes=3)).splitlines()
+        assert shlex.split(evaluate) == ["stylex", "evaluate", "the run"]
+        assert shlex.split(report) == ["stylex", "report", "the run", "--attributes", "3"]
+        found = options(train)
+        again = load_recipe(found.pop("--recipe")[0], found.pop("--set", []))
+        assert again == recipe
+        assert found == {
+            "--data": ["my faces"],
+            "--classifier": ["m:f"],
+            "--size": ["32"],
+            "--seed": ["7"],
+            "--group": ["who"],
+            "--out": ["the run"],
+        }
+        found = options(attfind)
+        assert (found["--images"], found["--method"]) == (["3"], ["removal"])
+        said = override({"images_per_class": 3, "method": "removal"}, found["--set"])
+        assert AttFindSettings.model_validate(said) == search
+
+
+def options(command: str) -> dict[str, list[str]]:
+    """Values by option."""
+    words = shlex.split(command)
+    found: dict[str, list[str]] = {}
+    for option, value in itertools.pairwise(words):
+        if option.startswith("--"):
+            found.setdefault(option, []).append(value)
+    return found
+
+
 def balance(path: Path, faces: Path) -> None:
     from stylex.data import load_dataset
     from stylex.model import load_model
@@ -316,6 +528,8 @@ def balance(path: Path, faces: Path) -> None:
         logits = model.classify(model.synthesise(model.styles(model.encode(pool)[0])))
         head.bias.data[1] -= (logits[:, 1] - logits[:, 0]).median()
     model.classifier.save(run.classifier_file)
+    tensors, header = read_tensors(run.model_file)
+    write_tensors(run.model_file, tensors, header | {"classifier": model.classifier.fingerprint})
 
 
 def test_training_ends_by_its_own_handler(stylex: Any, home: Path, tmp_path: Path) -> None:

@@ -141,3 +141,19 @@ def test_files(tmp_path: Path) -> None:
 def test_pictures_are_rounded_and_clipped() -> None:
     image = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(3, 1, 5)
     assert to_picture(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_flip_does_not_hang_on_the_batch() -> None:
+    """Kernels round differently for other batch sizes, and bisection ends right at the boundary."""
+
+    class Rounds(problems.LinearNetwork):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(images)
+            return logits + torch.tensor([0.0, 0.2 if len(images) == 1 else 0.0])
+
+    exact = problems.two_classes().network
+    network = Rounds(exact.matrix, exact.bias)
+    classifier = Classifier(network, class_names=("no", "yes"), input_size=None).freeze()
+    found = explain([0, 0, 0, -0.5, 0, 0], classifier=classifier)
+    assert found.flipped
+    assert found.probabilities_after[1] > 0.5

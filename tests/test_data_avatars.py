@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
+import subprocess
+import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -261,6 +264,52 @@ def test_interrupt_leaves_nothing_behind_and_a_killed_run_is_no_obstacle(tmp_pat
         "spec.yaml",
         "young",
     ]
+
+
+def test_what_another_process_is_rendering_is_left_alone(tmp_path: Path) -> None:
+    def second(done: int, total: int) -> None:
+        with pytest.raises(DataError, match="another process is rendering"):
+            render_avatars(tmp_path / "faces", count=2, size=8, processes=1)
+
+    render_avatars(tmp_path / "faces", count=3, size=8, processes=1, on_progress=second)
+    assert len(list((tmp_path / "faces").rglob("*.png"))) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "setsid"), reason="needs process groups")
+def test_a_whole_group_of_processes_is_stopped_quietly(tmp_path: Path) -> None:
+    program = f"""
+import os, signal
+from stylex.cli import app
+from stylex.data import avatars
+fork = avatars._map
+def stop(done, total):
+    os.killpg(0, signal.SIGTERM)
+def render(*arguments, **options):
+    return avatars.render_avatars(*arguments, **{{**options, "processes": 3, "on_progress": stop}})
+import stylex.data
+stylex.data.render_avatars = render
+app.main(["data", "avatars", "--out", {str(tmp_path / "faces")!r}, "--count", "600", "--size", "8"])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert ended.returncode == 143
+    assert "Traceback" not in ended.stderr
+    assert [line for line in ended.stderr.splitlines() if line.startswith("stylex: stopped")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    program = f"""
+import os, signal
+from stylex.data.avatars import render_avatars
+def kill(done, total):
+    os.kill(os.getpid(), signal.SIGKILL)
+render_avatars({str(tmp_path / "faces")!r}, count=600, size=8, processes=2, on_progress=kill)
+"""
+    # Returns only once nobody holds the pipes any more.
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert ended.returncode == -9
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from stylex.attfind import Findings, find_attributes, sweep
 from stylex.classifiers import Classifier
 from stylex.data.images import ImageSet
 from stylex.errors import DataError
-from stylex.evaluation.measure import Evaluation, TestImages, evaluate, prepare
+from stylex.evaluation.measure import Evaluation, TestImages, _Bench, evaluate, prepare
 from stylex.model import Model
 
 DISCOVERY = [[0.1, 0, 0, -0.5, 0, 0], [0, 0.2, 0, -0.3, 0, 0], [0, 0, 0, 0.4, 0, 0], [0.2, 0, 0, 0.6, 0, 0.1]]
@@ -181,3 +181,12 @@ def test_sampled_images_are_not_those_of_discovery() -> None:
     assert not torch.allclose(found.styles, model.styles(model.sample(6, 0)))
     torch.testing.assert_close(found.images, model.synthesise(found.styles))
     assert found.images.shape[-1] == training_problems.RESOLUTION
+
+
+def test_the_interval_of_random_coordinates_holds() -> None:
+    """Log-odds -0.15: four of twelve single changes flip it. 95 % intervals must cover that nearly always."""
+    model = problems.linear_model(batch_size=200)
+    test = on_styles(model, [[0, 0, 0, -0.05, 0, 0]] * 200)
+    bench = _Bench(model, problems.unit_space(), test, 1, None, None, (1,))
+    curves = [bench.random(seed).curve.at(1) for seed in range(10)]
+    assert sum(curve.low <= 1 / 3 <= curve.high for curve in curves) >= 8

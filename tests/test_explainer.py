@@ -11,8 +11,9 @@ import problems
 import stylex
 import training_problems
 from stylex.attfind import search
-from stylex.errors import ConfigError, DataError, RunError
-from stylex.explainer import Explainer
+from stylex.errors import CheckpointError, ConfigError, DataError, RunError
+from stylex.explainer import Explainer, load_images
+from stylex.run import Run, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,9 @@ def test_every_kind_of_image_gives_the_same(explainer: Explainer, tmp_path: Path
     [
         torch.zeros(3, 8, 8),
         torch.zeros(2, 3, 16, 16),
+        torch.zeros(3, 16, 16, dtype=torch.uint8),
+        torch.full((3, 16, 16), 200.0),
+        torch.full((3, 16, 16), torch.nan),
         np.zeros((16, 16, 3), np.float32),
         np.zeros(4, np.uint8),
         np.zeros((4, 4, 7), np.uint8),
@@ -89,4 +93,39 @@ def test_a_run_without_attributes(tmp_path: Path) -> None:
         stylex.load(run.path, device="cpu", precision="fp32")
     run.model_file.unlink()
     with pytest.raises(RunError, match="no trained model yet"):
+        stylex.load(run.path, device="cpu", precision="fp32")
+
+
+def test_a_file_that_holds_no_model(tmp_path: Path) -> None:
+    run = problems.save_tiny_run(tmp_path / "run", problems.tiny_model())
+    write_tensors(run.model_file, {"weight": torch.zeros(2)}, {"kind": "something else"})
+    with pytest.raises(CheckpointError, match="no model; 'stylex train' writes one"):
+        stylex.load(run.path, device="cpu", precision="fp32")
+
+
+def test_images_named_again_fall_into_the_same_sets(tmp_path: Path) -> None:
+    """With the run's grouping: else images that it was trained on would count as test images."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = ["file,patient"]
+    for number, pixels in enumerate(training_problems.images(24).images):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{number // 4}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    source = str(folder / "table.csv")
+    made = problems.save_tiny_run(tmp_path / "run", problems.tiny_model(), data=source)
+    run = Run(made.path, made.config.model_copy(update={"group": "patient"}))
+    own, again = load_images(run), load_images(run, source)
+    patients = {number // 4 for number in (int(name.removesuffix(".png")) for name in own.training.names)}
+    assert len(own.training) == 4 * len(patients), "patients stay together"
+    assert again.training.names == own.training.names
+
+
+def test_a_classifier_that_was_exchanged(tmp_path: Path) -> None:
+    model = problems.tiny_model()
+    run = problems.save_tiny_run(tmp_path / "run", model)
+    search(run, model, training_problems.images(12), run.config.attfind)
+    model.classifier.network.head.bias += 0.1
+    model.classifier.save(run.classifier_file)
+    with pytest.raises(RunError, match="another classifier"):
         stylex.load(run.path, device="cpu", precision="fp32")

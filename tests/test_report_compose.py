@@ -14,7 +14,7 @@ from stylex.errors import RunError
 from stylex.evaluation.measure import TestImages, prepare
 from stylex.evaluation.stage import evaluate_run, is_evaluated, load_evaluation
 from stylex.explainer import Explainer, open_explainer
-from stylex.report.compose import compose, write_report
+from stylex.report.compose import Amounts, compose, write_report
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Explainer, Data
 
 def test_a_report_from_a_run(explained: tuple[Explainer, Dataset, TestImages]) -> None:
     explainer, data, test = explained
-    content = compose(explainer, data, test, "stylex report run", attributes=2, pairs=3, examples=1)
+    content = compose(explainer, data, test, "stylex report run", Amounts(2, 3, 1))
     evaluation = load_evaluation(explainer)
     assert content.class_names == ("a", "b")
     assert [section.target for section in content.targets] == list(evaluation["single"])
@@ -61,7 +61,7 @@ def test_a_report_from_a_run(explained: tuple[Explainer, Dataset, TestImages]) -
 
 def test_the_file(explained: tuple[Explainer, Dataset, TestImages]) -> None:
     explainer, data, test = explained
-    file = write_report(explainer, data, test, "stylex report the-run", attributes=1, pairs=1, examples=1)
+    file = write_report(explainer, data, test, "stylex report the-run", Amounts(1, 1, 1))
     text = file.read_text()
     assert file == explainer.run.path / "report.html"
     assert "stylex report the-run" in text
@@ -113,7 +113,7 @@ def test_test_images_of_one_class_only(
     kept = (explainer.run.path / "evaluation.json").read_bytes()
     try:
         evaluate_run(explainer, one)
-        content = compose(explainer, data, one, "", attributes=1, pairs=1, examples=1)
+        content = compose(explainer, data, one, "", Amounts(1, 1, 1))
     finally:
         (explainer.run.path / "evaluation.json").write_bytes(kept)
     assert [section.target for section in content.targets] == ["b"]
@@ -130,7 +130,7 @@ def test_a_model_that_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     explainer = open_explainer(run, training_problems.HARDWARE)
     test = prepare(explainer.model, None, 0, count=12)
     evaluate_run(explainer, test)
-    content = compose(explainer, None, test, "", attributes=1, pairs=1, examples=1)
+    content = compose(explainer, None, test, "", Amounts(1, 1, 1))
     assert content.reconstructions == ()
     assert content.provenance["data sha256"] == "sampled latents"
     assert any(section.counterfactuals for section in content.targets)

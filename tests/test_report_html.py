@@ -283,7 +283,9 @@ def test_a_report_with_nothing_found_says_so() -> None:
     empty = TargetSection("class-old", (), (), ())
     page = Page(
         render_html(
-            ReportContent("t", "s", ("class-young", "class-old"), {}, (), (), {}, (empty,), 5, "cmd", {})
+            ReportContent(
+                "t", "s", ("class-young", "class-old"), {}, (), (), {}, (empty,), 5, "log-odds", "cmd", {}
+            )
         )
     )
     assert page.open == []
@@ -436,3 +438,12 @@ def test_motion_can_be_stopped() -> None:
         assert animated in paused.group(0)
     assert "prefers-reduced-motion: reduce" in css
     assert "prefers-reduced-motion: reduce" in asset("report.js")
+
+
+def test_effects_are_called_what_they_are() -> None:
+    for effect_on in ("log-odds", "logit"):
+        page = Page(render_html(dataclasses.replace(report_content(), effect_on=effect_on)))
+        words = " ".join(page.words)
+        assert words.count(f"Effect, {effect_on}") >= 4
+        assert f"mean change of the target's {effect_on} over" in words
+        assert ("log-odds" in words) == (effect_on == "log-odds")

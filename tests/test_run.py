@@ -226,6 +226,19 @@ def test_a_run_is_created_once_and_opened_again(tmp_path: Path) -> None:
     assert {name: (path / name).read_bytes() for name in files(path)} == before
 
 
+def test_a_disk_that_fills_up_leaves_no_half_written_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object) -> None:
+        raise RunError(f"{path}: No space left on device")
+
+    monkeypatch.setattr("stylex.run.write_json", full)
+    with pytest.raises(RunError, match="No space left"):
+        Run.create(tmp_path / "run", CONFIG)
+    monkeypatch.undo()
+    assert Run.create(tmp_path / "run", CONFIG, {"data": "abc"}).hashes == {"data": "abc"}
+
+
 def test_an_empty_folder_will_do_and_a_file_will_not(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     Run.create(tmp_path / "empty", CONFIG)

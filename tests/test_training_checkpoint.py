@@ -216,3 +216,22 @@ def test_the_model_file_holds_the_averages_and_opens(trainer: Trainer) -> None:
     assert logits.shape == (2, 2)
     trainer.run.model_file.write_bytes(b"")
     assert model_step(trainer.run) is None
+
+
+def test_a_model_opens_with_the_classifier_it_was_trained_around(trainer: Trainer) -> None:
+    explained = problems.classifier()
+    save_model(trainer.run, trainer.state, ("a", "b"), explained.fingerprint)
+    read_model(trainer.run.model_file, explained, problems.HARDWARE)
+    with pytest.raises(CheckpointError, match="another classifier of the same classes"):
+        read_model(trainer.run.model_file, problems.classifier(seed=1), problems.HARDWARE)
+
+
+def test_other_images_do_not_go_unnoticed(trainer: Trainer, caplog: pytest.LogCaptureFixture) -> None:
+    trainer._save()
+    again(trainer).resume()
+    assert not caplog.records
+    more = Trainer(
+        trainer.run, problems.images(13), problems.classifier(), problems.HARDWARE, problems.images(3)
+    )
+    more.resume()
+    assert "other training images than before (13 now)" in caplog.text

@@ -417,6 +417,27 @@ def test_path_length_takes_the_kinds_in_turn(tmp_path: Path) -> None:
     assert seen == ["encode"] * 4
 
 
+def test_path_length_of_swapped_images_has_their_conditions(tmp_path: Path) -> None:
+    """As in the generator's own phase: those of other images."""
+    trainer = problems.make_trainer(tmp_path / "run", "fast", ["loss.path_length_batch_shrink=1"])
+    seen = []
+    original = trainer.loss._synthesise
+
+    def note(latents: Tensor, random: StepRandom) -> Tensor:
+        seen.append(latents[:, 0, -2:].detach())
+        return original(latents, random)
+
+    trainer.loss._synthesise = note  # type: ignore[method-assign]
+    for kind in ("encode", "swap"):
+        batch = make_batch(kind, count=8)
+        trainer.loss._path_length(batch, 1.0)
+        own = trainer.loss.condition(batch)
+    assert own is not None
+    assert torch.equal(seen[0], own)
+    assert not torch.equal(seen[1], own)
+    assert torch.equal(seen[1].sort(dim=0).values, own.sort(dim=0).values)
+
+
 def test_phases_are_data() -> None:
     fast = phases(problems.recipe("fast"))
     assert [(phase.name, phase.optimiser, phase.interval) for phase in fast] == [

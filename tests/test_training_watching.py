@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def curve(run: Run, key: str) -> list[tuple[int, float]]:
 
 
 def write(run: Run, steps: range, value: float, rewind: int) -> dict[str, float]:
+    # TensorBoard orders its files by name: the second, then a number without leading zeros.
+    if (run.path / "tensorboard").exists():
+        time.sleep(1.1)
     with MetricsLog(run) as log:
         last = log.rewind(rewind)
         for step in steps:

@@ -5,11 +5,32 @@
 >>> explainer.attributes(target="young")  # doctest: +SKIP
 """
 
-from stylex import attfind
-from stylex.attfind import Attribute
-from stylex.counterfactuals import Counterfactual
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from stylex.errors import StylexError
-from stylex.explainer import Explainer, load
 from stylex.version import __version__
 
+if TYPE_CHECKING:
+    from stylex import attfind
+    from stylex.attfind import Attribute
+    from stylex.counterfactuals import Counterfactual
+    from stylex.explainer import Explainer, load
+
 __all__ = ["Attribute", "Counterfactual", "Explainer", "StylexError", "__version__", "attfind", "load"]
+
+_PLACES = {
+    "Attribute": "stylex.attfind",
+    "Counterfactual": "stylex.counterfactuals",
+    "Explainer": "stylex.explainer",
+    "load": "stylex.explainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names that need PyTorch are imported when they are asked for: the program must hear Ctrl-C before."""
+    if name == "attfind":
+        return import_module("stylex.attfind")
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'stylex' has no attribute '{name}'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -199,7 +199,7 @@ class AttFindSettings(Settings):
     independent_threshold: Positive = 0.2
     independent_min_share: float = Field(0.03, ge=0, le=1)
     shift: Positive = Field(1.0, description="1 moves a coordinate to the end of its range")
-    unstable_threshold: Positive | None = Field(2.0, description="none switches the filter off")
+    unstable_threshold: Positive | None = Field(2.0, description="null switches the filter off")
     unstable_max_share: float = Field(0.033, ge=0, le=1)
     discriminator_filter: Positive | None = Field(
         None, description="largest change of the score that is accepted"
@@ -241,7 +241,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a date such as 2024-13-45 is a ValueError
         raise ConfigError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds no mapping of settings")
@@ -269,7 +269,7 @@ def override(settings: dict[str, Any], assignments: Sequence[str]) -> dict[str, 
             raise ConfigError(f"--set {assignment}: expected key=value, such as training.batch_size=8")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (ValueError, yaml.YAMLError):
             raise ConfigError(f"--set {assignment}: the value is not readable as YAML") from None
         place = result
         *sections, last = key.split(".")
@@ -308,6 +308,20 @@ def validate(kind: type[S], settings: Mapping[str, Any], where: str) -> S:
 def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     """A recipe by name or file, with `--set` assignments applied."""
     return validate(Recipe, override(load_named("recipes", name), assignments), f"recipe {name}")
+
+
+def differences(settings: Settings, base: Settings) -> dict[str, tuple[Any, Any]]:
+    """Where two settings of one kind differ: dotted key → (value, value in `base`), in plain types."""
+    ours, theirs = (dict(_flat(each.model_dump(mode="json"))) for each in (settings, base))
+    return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def dump_yaml(settings: Settings) -> str:

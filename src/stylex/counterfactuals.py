@@ -170,13 +170,16 @@ def explain_styles(
         best = int(np.where(reached, gains, -np.inf if reached.any() else gains).argmax())
         if gains[best] <= odds and not reached[best]:
             break
-        used[open_[best]], odds, flipped = 1.0, float(gains[best]), bool(reached[best])
+        used[open_[best]], odds = 1.0, float(gains[best])
+        # By itself once more: near the boundary the rounding of a larger batch may decide.
+        flipped = bool(reached[best]) and bool(judge([used])[1][0])
     if flipped and used:
         used = _without_needless(used, judge)
         used = _no_farther_than_needed(used, judge)
     by_change = {entry.change: entry for entry in attributes}
-    images = model.synthesise(torch.cat([styles, space.shift(styles, used)]))
-    logits = model.classify(images).cpu()
+    # One at a time, as the flip was found: bisection ends so near the boundary that rounding counts.
+    images = torch.cat([model.synthesise(styles), model.synthesise(space.shift(styles, used))])
+    logits = torch.cat([model.classify(images[:1]), model.classify(images[1:])]).cpu()
     probabilities = model.classifier.probabilities(logits)
     original_logits = None if image is None else model.classify(image).cpu()
     return Counterfactual(

@@ -20,7 +20,7 @@ def prepare_demo(out: Path) -> Run:
     """Copy the shipped model, classifiers and faces into a new run directory; its findings stay behind.
 
     Raises:
-        RunError: `out` exists, is not empty, and was not made by a demo.
+        RunError: `out` exists, is not empty, and was not made by a demo; or it cannot be written.
     """
     source = demo_folder()
     if not (source / "run.json").exists():
@@ -29,14 +29,23 @@ def prepare_demo(out: Path) -> Run:
         raise RunError(
             f"{out}: exists and is no earlier demo; nothing was overwritten, choose another with --out"
         )
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / MARK).touch()
-    for entry in source.iterdir():
-        if entry.name in FINDINGS:
-            continue
-        if entry.is_dir():
-            shutil.copytree(entry, out / entry.name)
-        else:
-            shutil.copy2(entry, out / entry.name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARK).touch()  # first, and never deleted: a demo that was killed can be replaced
+        for entry in out.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != MARK:
+                entry.unlink()
+        for entry in source.iterdir():
+            if entry.name in FINDINGS:
+                continue
+            if entry.is_dir():
+                shutil.copytree(entry, out / entry.name)
+            else:
+                shutil.copy2(entry, out / entry.name)
+    except (OSError, shutil.Error) as error:
+        # copytree gathers a line for each file; the first says enough
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or str(error)
+        raise RunError(f"{out}: could not be written ({reason}); choose another with --out") from None
     return Run.open(out)

@@ -105,10 +105,12 @@ class Explainer:
         if isinstance(image, Tensor):
             tensor = image.detach().float()
             tensor = tensor[None] if tensor.dim() == 3 else tensor
-            if tensor.shape[1:] != (3, size, size) or len(tensor) != 1:
-                raise DataError(
-                    f"a tensor must be [3, {size}, {size}] in [-1, 1]; this one is {list(image.shape)}"
-                )
+            wanted = f"a tensor must be float [3, {size}, {size}] in [-1, 1]"
+            if tensor.shape[1:] != (3, size, size) or len(tensor) != 1 or not image.is_floating_point():
+                raise DataError(f"{wanted}; this one is {image.dtype} {list(image.shape)}")
+            if not bool((tensor.abs() <= 1 + 1e-3).all()):  # NaN fails too
+                low, high = float(tensor.min()), float(tensor.max())
+                raise DataError(f"{wanted}; this one goes from {low:.3g} to {high:.3g}")
             return tensor.to(self.model.hardware.device)
         if isinstance(image, str | Path):
             pixels = decode_image(Path(image), size)
@@ -156,9 +158,10 @@ def load_images(run: Run, source: str | None = None) -> Dataset:
     Raises:
         DataError: they cannot be read.
     """
-    if source is not None or run.carries_images:
-        return load_dataset(source or run.data_source, size=run.config.resolution, labelled=False)
-    return load_dataset(run.data_source, size=run.config.resolution, group=run.config.group, labelled=False)
+    own = source is None or Path(source).resolve() == Path(run.config.data).resolve()
+    # The run's images must fall into the sets that it was trained with, also when they are named again.
+    group = run.config.group if own and not (source is None and run.carries_images) else None
+    return load_dataset(source or run.data_source, size=run.config.resolution, group=group, labelled=False)
 
 
 def demo_folder() -> Path:

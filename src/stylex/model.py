@@ -148,12 +148,16 @@ def load_model(run: Run, hardware: Hardware) -> Model:
 def read_model(file: Path, classifier: Classifier, hardware: Hardware) -> Model:
     """The model in a file that training or `stylex convert` wrote; errors as for `load_model`."""
     tensors, header = read_tensors(file)
+    if not {"config", "class_names"} <= set(header):
+        raise CheckpointError(f"{file}: no model; 'stylex train' writes one")
     config = validate(RunConfig, header["config"], str(file))
     if tuple(header["class_names"]) != classifier.class_names:
         raise CheckpointError(
             f"{file}: trained for the classes {', '.join(header['class_names'])}, "
             f"the classifier has {', '.join(classifier.class_names)}"
         )
+    if header.get("classifier") not in (None, classifier.fingerprint):
+        raise CheckpointError(f"{file}: trained around another classifier of the same classes; give that one")
     networks = build(config.recipe, config.resolution, classifier.classes)
     for name, part in networks.parts().items():
         prefix = f"{name}/"

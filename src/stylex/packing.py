@@ -37,15 +37,14 @@ def pack(
         judge: an independently trained classifier to go along.
 
     Raises:
-        RunError: the run has no model or no classifier file of its own, or `out` is not empty.
+        RunError: the run has no model or no classifier file of its own, or `out` is not an empty folder.
     """
     if not run.model_file.exists() or not run.classifier_file.exists():
         raise RunError(f"{run.path}: packing needs a trained model and a classifier that is a file")
-    if out.exists() and any(out.iterdir()):
-        raise RunError(f"{out}: is not empty; nothing was overwritten")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out}: is not an empty folder; nothing was overwritten")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.yaml", lambda file: file.write(dump_yaml(run.config).encode()))
-    write_json(out / "run.json", read_json(run.path / "run.json"))
     tensors, header = read_tensors(run.model_file)
     write_tensors(out / "model.safetensors", tensors, header)
     shutil.copyfile(run.classifier_file, out / "classifier.safetensors")
@@ -56,6 +55,8 @@ def pack(
         shutil.copyfile(judge, out / "judge.safetensors")
     counts = {"training": training, "discovery": discovery, "test": test}
     _write_images(out / "images", {name: (getattr(data, name), count) for name, count in counts.items()})
+    # Last: a folder without it counts as half-written.
+    write_json(out / "run.json", read_json(run.path / "run.json"))
     return Run.open(out)
 
 

@@ -64,6 +64,17 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.close(directory)
 
 
+def check_writable(path: Path) -> None:
+    """See that a file of 1 MiB can be written there, before time is spent on what it is to hold.
+
+    Raises:
+        RunError: as for `write_atomically`.
+    """
+    probe = path.with_name(f".{path.name}.probe{PARTIAL}")
+    write_atomically(probe, lambda file: file.write(bytes(1 << 20)))
+    probe.unlink(missing_ok=True)
+
+
 def remove_partial_files(folder: Path) -> None:
     """Delete what a killed process left behind; only for who holds the run's lock and alone writes there."""
     for leftover in folder.glob(f".*{PARTIAL}"):
@@ -170,11 +181,15 @@ class Run:
         self.config = config
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig) -> Run:
+    def create(cls, path: Path, config: RunConfig, hashes: Mapping[str, str] | None = None) -> Run:
         """Start a run in a new or empty directory.
 
+        Args:
+            hashes: of what it is made from, by what it is ("data", "classifier"); kept in run.json.
+
         Raises:
-            RunError: the directory exists and holds something else; it is never overwritten.
+            RunError: the directory exists and holds something else, which is never overwritten; or it cannot
+                be written, and then no half-written run stays behind.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(
@@ -182,7 +197,12 @@ class Run:
             )
         run = cls(path, config)
         write_atomically(run.config_file, lambda file: file.write(dump_yaml(config).encode()))
-        write_json(run.path / "run.json", {"format": FORMAT, "experiment": config.experiment, **provenance()})
+        about = {"format": FORMAT, "experiment": config.experiment, "hashes": dict(hashes or {})}
+        try:
+            write_json(run.path / "run.json", about | provenance())
+        except BaseException:
+            run.config_file.unlink(missing_ok=True)
+            raise
         return run
 
     @classmethod
@@ -196,18 +216,28 @@ class Run:
             if not path.exists():
                 raise RunError(f"{path}: no such directory")
             if (path / "config.yaml").exists():
-                raise RunError(f"{path}: a half-written run (run.json is missing); delete it and start again")
+                trained = (path / "checkpoints").exists() or (path / "model.safetensors").exists()
+                remedy = "take a whole copy of it" if trained else "delete it and start again"
+                raise RunError(f"{path}: a half-written run (run.json is missing); {remedy}")
             raise RunError(f"{path}: no run of stylex (run.json is missing)")
         about = read_json(path / "run.json")
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             found = about.get("format") if isinstance(about, dict) else None
             raise RunError(f"{path}: a run of format {found}; this stylex reads format {FORMAT}")
+        if not (path / "config.yaml").exists():
+            raise RunError(f"{path}: a half-written run (config.yaml is missing); take a whole copy of it")
         config = validate(RunConfig, read_yaml(path / "config.yaml"), str(path / "config.yaml"))
         return cls(path, config)
 
     @property
     def config_file(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Of the data and the classifier that the run was started with; empty where it does not say."""
+        found = read_json(self.path / "run.json").get("hashes")
+        return dict(found) if isinstance(found, dict) else {}
 
     @property
     def metrics_file(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ SHARD_IMAGES = 4
 """Images whose effects are written at once; what a killed search loses at most."""
 
 POOL_FACTOR = 4
-"""Images encoded for each that is wanted, so that rare classes are found too."""
+"""Images encoded at once for each that is wanted."""
 
 SAMPLED_POOL = 4000
 """Latents sampled for a model without an encoder, from which the images of each class are taken."""
@@ -53,39 +53,59 @@ class Discovery:
 def discover(model: Model, images: ImageSet | None, settings: AttFindSettings, seed: int = 0) -> Discovery:
     """Encode discovery images (or sample latents) until there are `images_per_class` of every class.
 
-    The class is the argmax of the classifier on the reconstruction (notebook). Ranges are taken over exactly
-    these images.
+    Images are encoded in a random order, the same for a seed, in parts of POOL_FACTOR times the number that
+    is wanted; the next part only while a class lacks images. Fewer of a class are taken where there are no
+    more. The class is the argmax of the classifier on the reconstruction (notebook). Ranges are taken over
+    exactly these images.
 
     Raises:
         DataError: a class has no image at all, so nothing can be explained.
     """
-    if model.encoder is None:
-        latents = model.sample(SAMPLED_POOL, seed)
-        names = tuple(f"sample {number}" for number in range(len(latents)))
-    else:
-        if images is None or not len(images):
-            raise DataError("there are no discovery images to search on")
-        # A random part, the same for a seed: sources are often sorted by class.
-        size = min(len(images), POOL_FACTOR * settings.images_per_class * len(model.class_names))
-        pool = np.random.default_rng(seed).permutation(len(images))[:size]
-        latents, _ = model.encode(images.batch(pool))
-        names = tuple(images.names[number] for number in pool)
-    styles = model.styles(latents)
-    logits = model.classify(model.synthesise(styles)).cpu()
-    chosen: list[int] = []
+    missing = np.full(len(model.class_names), settings.images_per_class)
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    names: list[str] = []
+    seen = 0
+    for latents, called in _pools(model, images, settings, seed):
+        styles = model.styles(latents)
+        logits = model.classify(model.synthesise(styles)).cpu()
+        seen += len(called)
+        chosen: set[int] = set()
+        for target in range(len(missing)):
+            members = np.flatnonzero(in_class(logits.numpy(), target, model.classifier.activation))
+            taken = members[: missing[target]].tolist()
+            missing[target] -= len(taken)
+            chosen.update(taken)
+        order = sorted(chosen)
+        kept.append((latents[order], styles[order], logits[order]))
+        names += [called[number] for number in order]
+        if not missing.any():
+            break
     for target, name in enumerate(model.class_names):
-        members = np.flatnonzero(in_class(logits.numpy(), target, model.classifier.activation))
-        if not len(members):
+        if missing[target] == settings.images_per_class:
             raise DataError(
-                f"none of {len(names)} reconstructed discovery images counts as '{name}'; "
+                f"none of {seen} reconstructed discovery images counts as '{name}'; "
                 "the classifier or the reconstruction ignores that class"
             )
-        chosen += members[: settings.images_per_class].tolist()
-    order = torch.tensor(sorted(set(chosen)), device=styles.device)
-    kept = [names[number] for number in order.tolist()]
-    found = styles[order]
-    space = StyleSpace.from_styles(model.generator.synthesis.layout, found)
-    return Discovery(latents[order], found, logits[order.cpu()], tuple(kept), space)
+    latents, styles, logits = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    space = StyleSpace.from_styles(model.generator.synthesis.layout, styles)
+    return Discovery(latents, styles, logits, tuple(names), space)
+
+
+def _pools(
+    model: Model, images: ImageSet | None, settings: AttFindSettings, seed: int
+) -> Iterator[tuple[Tensor, list[str]]]:
+    """Latents [n, W] with their names, part after part; see `discover`."""
+    if model.encoder is None:
+        latents = model.sample(SAMPLED_POOL, seed)
+        yield latents, [f"sample {number}" for number in range(len(latents))]
+        return
+    if images is None or not len(images):
+        raise DataError("there are no discovery images to search on")
+    size = POOL_FACTOR * settings.images_per_class * len(model.class_names)
+    order = np.random.default_rng(seed).permutation(len(images))  # sources are often sorted by class
+    for first in range(0, len(order), size):
+        part = order[first : first + size]
+        yield model.encode(images.batch(part))[0], [images.names[number] for number in part]
 
 
 def search(
@@ -116,7 +136,7 @@ def search(
     findings = find_attributes(
         before, after, found.space, model.class_names, settings, model.classifier.activation, accept
     )
-    save_discovery(run, found, model)
+    save_discovery(run, found, model, findings)
     save_findings(run, findings)
     return findings
 
@@ -141,15 +161,20 @@ def load_findings(run: Run) -> Findings:
         raise RunError(f"{file}: damaged ({error}); run 'stylex attfind {run.path}' again") from None
 
 
-def save_discovery(run: Run, found: Discovery, model: Model) -> None:
-    """Write styles.safetensors, with the checksum of the generator that the styles belong to."""
+def save_discovery(run: Run, found: Discovery, model: Model, findings: Findings) -> None:
+    """Write styles.safetensors, and in it what it belongs to: generator, classifier and attributes."""
     tensors = {
         "latents": found.latents,
         "styles": found.styles,
         "logits": found.logits,
         **found.space.tensors(),
     }
-    header = {"names": list(found.names), "generator": checksum(model.generator.state_dict())}
+    header = {
+        "names": list(found.names),
+        "generator": checksum(model.generator.state_dict()),
+        "classifier": model.classifier.fingerprint,
+        "attributes": _fingerprint(findings),
+    }
     write_tensors(run.path / "styles.safetensors", tensors, header)
 
 
@@ -157,7 +182,8 @@ def load_discovery(run: Run, model: Model) -> Discovery:
     """The discovery images of a run as its search left them.
 
     Raises:
-        RunError: not searched yet, or the model was trained on since.
+        RunError: not searched yet, the model was trained on or the classifier exchanged since, or the
+            attributes are of another search (one was killed between writing the two).
         CheckpointError: the file is damaged.
     """
     file = run.path / "styles.safetensors"
@@ -169,6 +195,16 @@ def load_discovery(run: Run, model: Model) -> Discovery:
             f"{run.path}: the attributes belong to other weights than the model has now; "
             f"run 'stylex attfind {run.path}' again"
         )
+    if header.get("classifier") not in (None, model.classifier.fingerprint):
+        raise RunError(
+            f"{run.path}: the attributes belong to another classifier than the run has now; "
+            f"run 'stylex attfind {run.path}' again"
+        )
+    if header.get("attributes") not in (None, _fingerprint(load_findings(run))):
+        raise RunError(
+            f"{run.path}: styles and attributes come from two searches, one of which was cut off; "
+            f"run 'stylex attfind {run.path}' again"
+        )
     device = model.hardware.device
     space = StyleSpace(
         model.generator.synthesis.layout, tensors["low"].to(device), tensors["high"].to(device)
@@ -177,10 +213,23 @@ def load_discovery(run: Run, model: Model) -> Discovery:
     return Discovery(tensors["latents"].to(device), styles, tensors["logits"], tuple(header["names"]), space)
 
 
+def _fingerprint(findings: Findings) -> str:
+    """Of what was selected on how many images; names that people give change nothing."""
+    parts = {
+        "images": findings.images,
+        "attributes": {
+            target: [(*entry.change, entry.effect) for entry in found]
+            for target, found in findings.attributes.items()
+        },
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def _key(model: Model, found: Discovery, settings: AttFindSettings) -> str:
     """What the logits after changes depend on; two searches of one key measure the same."""
     parts = {
         "styles": checksum({"styles": found.styles, **found.space.tensors()}),
+        "logits": checksum({"logits": found.logits}),  # shows what the classifier's weights do not
         "synthesis": checksum(model.generator.synthesis.state_dict()),
         "noise": model.noise,
         "classifier": model.classifier.fingerprint,

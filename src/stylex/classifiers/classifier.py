@@ -113,6 +113,11 @@ class Classifier(nn.Module):
         return len(self.class_names)
 
     @property
+    def can_be_saved(self) -> bool:
+        """Whether `save` can hold the network: one that `architectures.build` makes, no Python code."""
+        return can_build(self.architecture)
+
+    @property
     def exposes_features(self) -> bool:
         """Whether `features` can be called."""
         return hasattr(self.network, "forward_with_features")
@@ -210,7 +215,7 @@ class Classifier(nn.Module):
             ClassifierError: the network came from Python code, which a file cannot hold.
             RunError: the file cannot be written.
         """
-        if not can_build(self.architecture):
+        if not self.can_be_saved:
             raise ClassifierError(
                 f"classifier '{self.architecture}' is Python code, which no file of ours can hold; "
                 f"only {', '.join(ARCHITECTURES)} and {TORCHVISION}NAME can be saved"

@@ -151,7 +151,7 @@ def from_factory(path: str, hints: Hints) -> Classifier:
                 made = getattr(made, part)
             if not isinstance(made, nn.Module):
                 made = made()
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ClassifierError(
                 f"{path}: could not be called ({type(error).__name__}: {reason})"

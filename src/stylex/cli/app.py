@@ -6,17 +6,18 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from types import FrameType
 from typing import Any
 
 import typer
 
-from stylex.cli import attfind, classifier, data, demo, evaluate, explain, report, train
+from stylex.cli import STOPPED, attfind, classifier, data, demo, evaluate, explain, report, train
 from stylex.cli.output import error_line, show_warnings
 from stylex.errors import ConfigError, Stopped, StylexError
 from stylex.version import __version__
 
-USAGE, FAILED, STOPPED = 2, 1, 143
+USAGE, FAILED = 2, 1
 
 _BAD_USAGE: Any = typer.BadParameter.__mro__[1]
 """The parser's UsageError: of click or of the copy of click within typer, whichever this typer uses."""
@@ -77,7 +78,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command = typer.main.get_command(app)
         # Not command.main(): it turns Ctrl-C into an exit code of its own.
-        with command.make_context("stylex", given) as context:
+        # With --json, what code of the user's prints must not get between the reader and the result.
+        elsewhere: AbstractContextManager[object] = (
+            redirect_stdout(sys.stderr) if "--json" in given else nullcontext()
+        )
+        with elsewhere, command.make_context("stylex", given) as context:
             command.invoke(context)
         sys.stdout.flush()
     except Stopped as error:
@@ -86,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Exit as ended:
         code = ended.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        error_line("stopped; what was finished is kept, the same command continues")
+        error_line("stopped; what was finished is kept, the same command goes on from there or starts over")
         code = STOPPED
     except ConfigError as error:
         _explain(error, debug)
@@ -96,11 +101,6 @@ def main(arguments: list[str] | None = None) -> None:
         code = FAILED
     except BrokenPipeError:  # who read us has left; the interpreter must not try to flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
-    except MemoryError:
-        error_line(
-            "out of memory; try a smaller batch (--set training.batch_size=… or attfind --batch-size …)"
-        )
         code = FAILED
     except OSError as error:
         _explain(error, debug)
@@ -112,9 +112,22 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(USAGE)
         if debug:
             traceback.print_exc()
+        if _is_out_of_memory(error):
+            error_line(
+                "out of memory; try a smaller batch (--set training.batch_size=… or attfind --batch-size …)"
+            )
+            sys.exit(FAILED)
         error_line(f"unexpected {type(error).__name__}: {error} (a bug; --debug shows where)")
         code = FAILED
     sys.exit(code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own error, or PyTorch's: a RuntimeError, of which only the text tells on a CPU."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def _explain(error: Exception, debug: bool) -> None:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stylex.attfind import Findings
-from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, progress, result
+from stylex.cli.output import (
+    AsJson,
+    Device,
+    OtherImages,
+    PrecisionName,
+    RunPath,
+    Threads,
+    choose_hardware,
+    progress,
+    result,
+)
 from stylex.config import AttFindSettings, override, validate
 from stylex.run import Run
 
 
 def attfind(
-    path: Annotated[Path, typer.Argument(metavar="RUN")],
+    path: RunPath,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Discovery images of each class.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="subset, independent or removal.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Search setting, key=value.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Changed images synthesised at once.")] = None,
-    data: Annotated[str | None, typer.Option(help="Images in place of the run's.")] = None,
+    data: OtherImages = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
@@ -38,7 +47,6 @@ def attfind(
         key: value for key, value in given.items() if value is not None
     }
     chosen_settings = validate(AttFindSettings, override(settings, set_ or []), "settings of attfind")
-    assert isinstance(chosen_settings, AttFindSettings)
     model = load_model(run, choose_hardware(device, precision, threads))
     discovery = None
     if model.encoder is not None:

@@ -7,8 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, progress, result
-from stylex.errors import RunError
+from stylex.cli.output import (
+    AsJson,
+    Device,
+    Group,
+    PrecisionName,
+    Size,
+    Threads,
+    choose_hardware,
+    progress,
+    result,
+)
+from stylex.errors import ConfigError, RunError
+from stylex.run import check_writable
 
 app = typer.Typer(help="Train classifiers.", no_args_is_help=True)
 
@@ -32,8 +43,8 @@ def train(
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak; by default what suits the batch.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Resize images to this many pixels along a side.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose rows stay together in one set.")] = None,
+    size: Size = None,
+    group: Group = None,
     mirror: Annotated[bool, typer.Option(help="Train on mirrored images too.")] = True,
     calibrate: Annotated[bool, typer.Option(help="Fit a temperature on the discovery images.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -48,6 +59,9 @@ def train(
 
     if out.exists():
         raise RunError(f"{out}: exists; nothing was overwritten, choose another name")
+    if out.suffix != ".safetensors":  # other endings are taken for other kinds of file when it is loaded
+        raise ConfigError(f"--out {out}: the file's name must end in .safetensors")
+    check_writable(out)
     dataset = load_dataset(data, size=size, group=group)
     chosen = choose_hardware(device, precision, threads)
     with progress() as display:

@@ -37,20 +37,21 @@ def demo(
     note("reading the shipped faces")
     dataset = load_images(run)
     settings = run.config.attfind.model_copy(update={"images_per_class": images})
-    with progress() as display:
-        task = display.add_task("measuring effects, image", total=None)
-        findings = search(
-            run,
-            model,
-            dataset.discovery,
-            settings,
-            on_progress=lambda done, total: display.update(task, completed=done, total=total),
-        )
-    explainer = open_explainer(run, chosen)
-    test = prepare(explainer.model, dataset.test, run.config.seed)
-    evaluation = evaluate_run(explainer, test, on_progress=lambda stage: note(f"measuring {stage}"))
-    note("writing the report")
-    file = write_report(explainer, dataset, test, f"stylex demo --images {images}")
+    with run.locked():
+        with progress() as display:
+            task = display.add_task("measuring effects, image", total=None)
+            findings = search(
+                run,
+                model,
+                dataset.discovery,
+                settings,
+                on_progress=lambda done, total: display.update(task, completed=done, total=total),
+            )
+        explainer = open_explainer(run, chosen)
+        test = prepare(explainer.model, dataset.test, run.config.seed)
+        evaluation = evaluate_run(explainer, test, on_progress=lambda stage: note(f"measuring {stage}"))
+        note("writing the report")
+        file = write_report(explainer, dataset, test, f"stylex demo --images {images}")
     content = {"report": str(file), "attributes": findings.to_json(), "evaluation": evaluation.to_json()}
     text = "\n".join(
         [

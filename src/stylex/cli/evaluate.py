@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, result
+from stylex.cli.output import (
+    AsJson,
+    Device,
+    OtherImages,
+    PrecisionName,
+    RunPath,
+    Threads,
+    choose_hardware,
+    note,
+    result,
+)
 from stylex.evaluation.measure import Evaluation
 from stylex.run import Run
 
 
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="RUN")],
+    path: RunPath,
     judge: Annotated[
         str | None, typer.Option(help="Independently trained classifier that confirms flips.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Images in place of the run's.")] = None,
+    data: OtherImages = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,

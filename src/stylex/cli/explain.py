@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, result
+from stylex.data import decode_image
 from stylex.explainer import DEMO, demo_folder, open_explainer
 from stylex.report.counterfactuals import SUFFIXES
 from stylex.run import Run
@@ -30,6 +32,8 @@ def explain(
     run = Run.open(demo_folder() if demo else path)
     folder = out or (Path("stylex-explain") if demo else path / "explain")
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
+    for image in images:  # before any work: one that cannot be read must not leave half an answer
+        decode_image(image, run.config.resolution)
     found = []
     stems = _different([image.stem for image in images])
     for image, stem in zip(images, stems, strict=True):
@@ -49,7 +53,10 @@ def explain(
 
 def _different(stems: list[str]) -> list[str]:
     """Names for files, numbered where images of different folders have the same one."""
-    return [
-        stem if stems.count(stem) == 1 else f"{stem}-{stems[:number].count(stem) + 1}"
-        for number, stem in enumerate(stems)
-    ]
+    found: list[str] = []
+    for stem in stems:
+        names = (
+            stem if stems.count(stem) == 1 and not number else f"{stem}-{number + 1}" for number in count()
+        )
+        found.append(next(name for name in names if name not in found))
+    return found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,11 +23,30 @@ from rich.progress import (
 from rich.text import Text
 
 from stylex import hardware
+from stylex.data import check_size
+from stylex.errors import DataError
 from stylex.hardware import Hardware
 
 errors = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
 
+
+def _power_of_two(size: int | None) -> int | None:
+    if size is not None:
+        try:
+            check_size(size)
+        except DataError as error:
+            raise typer.BadParameter(str(error)) from None
+    return size
+
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+OtherImages = Annotated[str | None, typer.Option("--data", help="Images in place of the run's.")]
+Size = Annotated[
+    int | None,
+    typer.Option("--size", callback=_power_of_two, help="Pixels along a side, a power of two."),
+]
+Group = Annotated[str | None, typer.Option("--group", help="Column whose rows stay together in one set.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
 PrecisionName = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
@@ -59,7 +80,8 @@ def show_warnings() -> None:
 def result(as_json: bool, content: Any, text: str) -> None:
     """The result: JSON, or text for people."""
     if as_json:
-        print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        print(text, file=sys.__stdout__, flush=True)  # sys.stdout is where others may print, see `app.main`
     else:
         results.print(text, soft_wrap=True, markup=False)
 

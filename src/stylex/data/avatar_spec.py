@@ -139,7 +139,7 @@ class AvatarSpec(_Model):
         """
         try:
             raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise DataError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
         return cls.parse(raw, where=str(path))
 

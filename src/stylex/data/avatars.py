@@ -9,10 +9,11 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -79,11 +80,15 @@ def render_avatars(
             raise DataError(
                 f"{out} exists already and is not empty: choose another folder, or remove it first"
             )
-        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
-        work.mkdir()
-        counts = _write(work, spec, count, size, seed, processes, on_progress)
-        for path in sorted(work.iterdir(), key=lambda path: path.name == TABLE):
-            path.rename(out / path.name)  # the table last: with it the folder is complete
+        with _alone(out):
+            try:
+                shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+                work.mkdir()
+                counts = _write(work, spec, count, size, seed, processes, on_progress)
+                for path in sorted(work.iterdir(), key=lambda path: path.name == TABLE):
+                    path.rename(out / path.name)  # the table last: with it the folder is complete
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise DataError(f"{out}: the faces could not be written: {error}") from error
     except BrokenProcessPool as error:
@@ -91,11 +96,25 @@ def render_avatars(
             f"{out}: a worker process was killed; free some memory, or use fewer processes"
         ) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
         if is_new:
             with suppress(OSError):
                 out.rmdir()  # only goes where nothing was written
     return RenderedAvatars(out, count, size, seed, counts)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder, so that a second process does not take our work for that of one that was killed."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DataError(f"{folder}: another process is rendering into this folder") from None
+    finally:
+        os.close(descriptor)
 
 
 def _write(
@@ -153,7 +172,7 @@ def _map(draw: Callable[[range], _Rows], chunks: list[range], processes: int) ->
         return
     # The workers run Python, resvg and Pillow only, so a fork of a process that has loaded torch is safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_ignore_interrupt) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_prepare_worker) as pool:
         try:
             # Submitted a few at a time: an interrupt must not wait for thousands of faces.
             waiting = [pool.submit(draw, chunk) for chunk in chunks[: 2 * processes]]
@@ -166,5 +185,15 @@ def _map(draw: Callable[[range], _Rows], chunks: list[range], processes: int) ->
             raise
 
 
-def _ignore_interrupt() -> None:
+def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, whose traceback would be shown
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for faces for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -27,9 +27,6 @@ from stylex.stylespace import DirectedCoordinate, StyleSpace
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20)
 """Numbers of coordinates at which flip curves are measured."""
 
-RANDOM_DRAWS = 5
-"""Independent draws of random coordinates, a fifth of the images each."""
-
 SAMPLED = 1000
 """Latents sampled to test on, for a model without an encoder."""
 
@@ -226,33 +223,43 @@ class _Bench:
     def ranking(self, method: str, changes: Sequence[DirectedCoordinate]) -> MethodResult:
         """The first k of a ranking at once, for every k that it is long enough for."""
         counts = [k for k in self._counts if k <= len(changes)] or [len(changes)]
-        return self._result(method, counts, [self._edit(changes[:k], self.rows) for k in counts], changes)
+        return self._result(method, counts, [self._edit(changes[:k]) for k in counts], changes)
 
     def random(self, seed: int) -> MethodResult:
-        """Random coordinates: the images fall into `RANDOM_DRAWS` parts, each with a draw of its own."""
+        """Random coordinates, for every image a draw of its own.
+
+        So images flip or do not independently of each other, as the interval of the rate takes for granted;
+        images that shared a draw would all hang on the luck of that draw.
+        """
         counts = [k for k in self._counts if k <= self._space.size]
-        parts = [part for part in np.array_split(self.rows, RANDOM_DRAWS) if len(part)]
-        draws = [random_coordinates(self._space.size, max(counts), seed + i) for i in range(len(parts))]
-        edited = [
-            _joined([self._edit(draw[:k], part) for draw, part in zip(draws, parts, strict=True)])
-            for k in counts
-        ]
+        seeds = np.random.SeedSequence(seed).generate_state(len(self._test.names))[self.rows]
+        draws = [random_coordinates(self._space.size, max(counts), int(own)) for own in seeds]
+        edited = [self._edit([draw[:k] for draw in draws], each=True) for k in counts]
         return self._result("random", counts, edited, ())
 
     def alone(self, change: DirectedCoordinate) -> Interval:
         """Share of the images that one change alone sends to the target."""
-        flipped = self._edit([change], self.rows, ask_judge=False).classes == self._target
+        flipped = self._edit([change], ask_judge=False).classes == self._target
         return wilson(int(flipped.sum()), len(flipped))
 
-    def _edit(
-        self, changes: Sequence[DirectedCoordinate], rows: npt.NDArray[np.intp], *, ask_judge: bool = True
-    ) -> _Edited:
-        """Batch by batch, so that no more images are held than one."""
+    def _edit(self, changes: Sequence[Any], *, each: bool = False, ask_judge: bool = True) -> _Edited:
+        """Batch by batch, so that no more images are held than one.
+
+        `changes` are (direction, coordinate) pairs for all images or, with `each`, a list of them an image.
+        """
         model, test = self._model, self._test
         found = []
-        for first in range(0, len(rows), model.batch_size):
-            part = torch.from_numpy(rows[first : first + model.batch_size])
-            images = model.synthesise(self._space.shift(test.styles[part], changes))
+        for first in range(0, len(self.rows), model.batch_size):
+            batch = slice(first, first + model.batch_size)
+            part = torch.from_numpy(self.rows[batch])
+            styles = test.styles[part]
+            if each:
+                moved = [
+                    self._space.shift(styles[row : row + 1], own) for row, own in enumerate(changes[batch])
+                ]
+                images = model.synthesise(torch.cat(moved))
+            else:
+                images = model.synthesise(self._space.shift(styles, changes))
             classes = _classes(
                 model.classify(images).cpu().numpy(), self._target, model.classifier.activation
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,29 @@ LOW_AGREEMENT = 0.9
 """Under this share of test images whose class survives reconstruction the report warns."""
 
 
+EFFECT_ON = {"log_odds": "log-odds", "logits": "logit"}
+"""What the effects of a search are changes of, in words."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much a report shows: attributes of each class, pairs of each attribute, examples of each class."""
+
+    attributes: int = 10
+    pairs: int = 6
+    examples: int = 4
+    reconstructions: int = 8
+
+
+AMOUNTS = Amounts()
+
+
 def write_report(
     explainer: Explainer,
     data: Dataset | None,
     test: TestImages,
     command: str,
-    *,
-    attributes: int = 10,
-    pairs: int = 6,
-    examples: int = 4,
-    reconstructions: int = 8,
+    shown: Amounts = AMOUNTS,
 ) -> Path:
     """Write report.html into the run and return its path.
 
@@ -59,12 +73,12 @@ def write_report(
         data: the run's data set; None for a model that samples.
         test: what `prepare` made of its test images, which are shown.
         command: what repeats the run, shown to be copied.
-        attributes, pairs, examples, reconstructions: how much is shown of each.
+        shown: how much is shown.
 
     Raises:
         RunError: the run has not been evaluated yet.
     """
-    content = compose(explainer, data, test, command, attributes, pairs, examples, reconstructions)
+    content = compose(explainer, data, test, command, shown)
     path = explainer.run.path / "report.html"
     text = render_html(content).encode()
     write_atomically(path, lambda file: file.write(text))
@@ -76,10 +90,7 @@ def compose(
     data: Dataset | None,
     test: TestImages,
     command: str,
-    attributes: int = 10,
-    pairs: int = 6,
-    examples: int = 4,
-    reconstructions: int = 8,
+    shown: Amounts = AMOUNTS,
 ) -> ReportContent:
     """The content of a run's report; see `write_report`."""
     model, run, findings = explainer.model, explainer.run, explainer.findings
@@ -88,11 +99,11 @@ def compose(
         TargetSection(
             target=name,
             attributes=tuple(
-                _attribute(explainer, evaluation, test, entry, pairs)
-                for entry in findings.attributes[name][:attributes]
+                _attribute(explainer, evaluation, test, entry, shown.pairs)
+                for entry in findings.attributes[name][: shown.attributes]
             ),
             curves=_curves(evaluation, name),
-            counterfactuals=_examples(explainer, test, name, examples),
+            counterfactuals=_examples(explainer, test, name, shown.examples),
         )
         for name in evaluation["single"]
     )
@@ -103,7 +114,7 @@ def compose(
         class_names=explainer.class_names,
         facts=_facts(explainer, data, evaluation),
         warnings=_warnings(evaluation, findings),
-        reconstructions=_reconstructions(explainer, test, reconstructions)
+        reconstructions=_reconstructions(explainer, test, shown.reconstructions)
         if model.encoder is not None
         else (),
         reconstruction_figures={
@@ -113,6 +124,7 @@ def compose(
         },
         targets=targets,
         coordinates=explainer.discovery.space.size,
+        effect_on=EFFECT_ON[findings.settings.effect],
         command=command,
         provenance={
             **provenance(),

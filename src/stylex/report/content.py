@@ -39,7 +39,8 @@ class Pair:
 class AttributeSection:
     """One attribute, ranked for one target class.
 
-    `effect` is the mean change of the target's log-odds over the images searched, with its 95 % interval;
+    `effect` is the mean change of the target's log-odds (or logit, see `ReportContent.effect_on`) over the
+    images searched, with its 95 % interval;
     `flip_share` the share of test images of the other classes that it flips alone, with its 95 % interval.
     `where` is the mean absolute change of the pixels, [H, W] in [0, 1], largest 1.
     """
@@ -105,7 +106,8 @@ class TargetSection:
 class ReportContent:
     """A whole report. `facts` and `provenance` map labels to values shown in tables; `warnings` stand on top.
 
-    `summary` is one or two plain sentences; `command` repeats the run.
+    `summary` is one or two plain sentences; `command` repeats the run; `effect_on` is what effects are
+    changes of, "log-odds" or "logit".
     """
 
     title: str
@@ -117,5 +119,6 @@ class ReportContent:
     reconstruction_figures: dict[str, str]
     targets: tuple[TargetSection, ...]
     coordinates: int
+    effect_on: str
     command: str
     provenance: dict[str, Any]

@@ -72,8 +72,11 @@ class TrainingState:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{file}: does not fit this run's networks ({reason})") from None
 
-    def save(self, run: Run, keep: int, classifier: str | None = None) -> Path:
-        """Write a checkpoint, then delete the oldest beyond `keep`; `classifier` is a fingerprint or None."""
+    def save(self, run: Run, keep: int, classifier: str | None = None, images: str | None = None) -> Path:
+        """Write a checkpoint, then delete the oldest beyond `keep`.
+
+        `classifier` and `images` are fingerprints of what it was trained with, or None.
+        """
         file = run.checkpoints / f"step-{self.step:08d}.safetensors"
         header = {
             "step": self.step,
@@ -81,6 +84,7 @@ class TrainingState:
             "seconds": self.seconds,
             "config": run.config.model_dump(mode="json"),
             "classifier": classifier,
+            "training_images": images,
         }
         write_tensors(file, self.tensors(), header)
         for old in run.checkpoint_files()[:-keep]:
@@ -142,12 +146,18 @@ def _wiring(config: RunConfig) -> dict[str, Any]:
     return parts | {f"network.{key}": value for key, value in recipe.network.model_dump(mode="json").items()}
 
 
-def save_model(run: Run, state: TrainingState, class_names: tuple[str, ...]) -> None:
-    """Write what explanations need: averaged generator, encoder and mapping, and the discriminator."""
+def save_model(
+    run: Run, state: TrainingState, class_names: tuple[str, ...], classifier: str | None = None
+) -> None:
+    """Write what explanations need: averaged generator, encoder and mapping, and the discriminator.
+
+    `classifier` is the fingerprint of the one trained around, or None.
+    """
     tensors: dict[str, Tensor] = {}
     for name, part in {**state.networks.parts(), **state.averages}.items():
         tensors |= {f"{name}/{key}": value for key, value in part.state_dict().items()}
-    write_tensors(run.model_file, tensors, model_header(run.config, state.step, state.images, class_names))
+    header = model_header(run.config, state.step, state.images, class_names, classifier)
+    write_tensors(run.model_file, tensors, header)
 
 
 def model_step(run: Run) -> int | None:
@@ -158,11 +168,14 @@ def model_step(run: Run) -> int | None:
         return None
 
 
-def model_header(config: RunConfig, step: int, images: int, class_names: tuple[str, ...]) -> dict[str, Any]:
+def model_header(
+    config: RunConfig, step: int, images: int, class_names: tuple[str, ...], classifier: str | None = None
+) -> dict[str, Any]:
     """What a model file says of itself."""
     return {
         "config": config.model_dump(mode="json"),
         "step": step,
         "images": images,
         "class_names": list(class_names),
+        "classifier": classifier,
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +36,8 @@ from stylex.training.perceptual import load_perceptual
 from stylex.training.randomness import DataOrder, StepRandom
 from stylex.training.stopping import stop_requests
 from stylex.training.watching import MetricsLog, RecentStatistics, save_samples
+
+log = logging.getLogger("stylex")
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,13 @@ class Trainer:
             tensors, header, file = found
             check_same_run(header, self.run, self.classifier, file)
             self.state.restore(tensors, header, file)
+            if header.get("training_images") not in (None, images_fingerprint(self.images)):
+                log.warning(
+                    "%s: goes on with other training images than before (%d now); "
+                    "what follows is not what an uninterrupted training would have been",
+                    self.run.path,
+                    len(self.images),
+                )
             self.saved_step = self.state.step
             for damaged in self.run.checkpoint_files():
                 if damaged > file:  # passed over; out of the way, lest it counts as one of those to keep
@@ -194,7 +205,7 @@ class Trainer:
                 if done or self._passed(settings.checkpoint_kimg):
                     self._save()
         if model_step(self.run) != state.step:
-            save_model(self.run, state, self.classifier.class_names)
+            save_model(self.run, state, self.classifier.class_names, self.fingerprint)
         return TrainingResult(state.step, state.images, state.seconds, self.latest)
 
     def _passed(self, kimg: float) -> bool:
@@ -298,9 +309,10 @@ class Trainer:
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             self._diverged(state.step, f"{broken[0]}{more}")
-        state.save(self.run, self.recipe.training.keep_checkpoints, self.fingerprint)
+        keep = self.recipe.training.keep_checkpoints
+        state.save(self.run, keep, self.fingerprint, images_fingerprint(self.images))
         self.saved_step = state.step
-        save_model(self.run, state, self.classifier.class_names)
+        save_model(self.run, state, self.classifier.class_names, self.fingerprint)
 
     def _stop(self) -> NoReturn:
         state = self.state
@@ -310,6 +322,11 @@ class Trainer:
             f"stopped at step {state.step} ({state.images / 1000:.1f} kimg), checkpoint written; "
             f"the same command continues {self.run.path}"
         )
+
+
+def images_fingerprint(images: ImageSet) -> str:
+    """Of the names in their order, on which the order of the data hangs."""
+    return hashlib.sha256("\0".join(images.names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def total_images(recipe: Recipe) -> int:

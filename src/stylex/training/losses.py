@@ -51,7 +51,7 @@ def adversarial_share(recipe: Recipe, images: int) -> float:
     begun_kimg = images / 1000 - loss.adversarial_start_kimg
     if begun_kimg < 0:
         return 0.0
-    # A thousandth of the ramp more than nothing: from the first step on the discriminator has fakes to judge.
+    # One image more than have been seen: a share of 0 would count as warm-up still.
     return min(1.0, (begun_kimg + 1e-3) / loss.adversarial_ramp_kimg) if loss.adversarial_ramp_kimg else 1.0
 
 
@@ -273,6 +273,8 @@ class StylexLoss:
         if condition is not None:
             condition = condition[:count]
         w = self._w(batch.images[:count], kind, batch.random)
+        if kind == "swap" and condition is not None:
+            condition = condition[batch.random.permutation(len(w))]
         if kind != "sample" and not settings.path_length_trains_encoder:
             w = w.detach()
         if w.dim() == 2:
@@ -328,11 +330,14 @@ def thin_out_condition(
 ) -> float:
     """One L1 proximal step on the styles' dependence on the condition, in place. Ours, not the paper's.
 
-    In every row (one style coordinate) of affine_weight [T, D + K], the K columns that read the condition
-    keep their mean; their deviations from it are soft-thresholded by `threshold` (stored, not effective,
-    weights: the scale on which Adam steps by its learning rate). A coordinate whose deviations are all 0 does
-    not depend on the class, since the condition sums to one. Where it does not (logits, or labels that do not
-    exclude each other), the columns themselves are thresholded.
+    In every row (one style coordinate) of affine_weight [T, D + K], the deviations of the K columns that read
+    the condition from their mean are soft-thresholded by `threshold` (stored, not effective, weights: the
+    scale on which Adam steps by its learning rate). With two classes the mean stays; with more, what the
+    thresholds take from unequal deviations moves it, which shifts the style for all classes alike.
+
+    A coordinate whose deviations are all 0 does not depend on the class, since the condition sums to one.
+    Where it does not (logits, or labels that do not exclude each other), the columns themselves are
+    thresholded.
 
     Returns:
         Share of coordinates that no longer depend on the class.
