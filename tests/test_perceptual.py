@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 
 import training_problems as problems
+from stylex import perceptual
 from stylex.classifiers import Classifier
 from stylex.errors import ClassifierError, ConfigError
-from stylex import perceptual
 from stylex.perceptual import (
     LPIPS_BACKBONES,
     ClassifierDistance,
