@@ -1,4 +1,4 @@
-"""The factor detector: learns what can be seen and not what cannot, keeps its words, and says how sure it is."""
+"""The factor detector: reads what can be seen and not what cannot, and says how sure it is."""
 
 from __future__ import annotations
 
@@ -18,18 +18,14 @@ from stylex.evaluation.factor_training import degrade, factor_columns, train_det
 from stylex.evaluation.factors import FactorDetector, agreement, blur, score_factors
 from stylex.evaluation.intervals import wilson
 
-COLORS = {"amber": (240, 180, 20), "blue": (30, 60, 230), "rose": (230, 60, 120)}
+COLORS = {"amber": (230, 180, 20), "blue": (30, 60, 230), "rose": (230, 60, 120)}
 
 
 def pictures(count: int, seed: int, size: int = 16) -> ImageSet:
-    """A square on grey: its colour and its corner are factors; a coin, which nothing shows, is one as well."""
+    """A square on grey: colour and side are factors, and a coin is, which nothing in the image shows."""
     random = np.random.default_rng(seed)
     images = np.full((count, size, size, 3), 128, np.uint8)
-    color, side, coin = (
-        random.choice(list(COLORS), count),
-        random.integers(0, 2, count),
-        random.integers(0, 2, count),
-    )
+    color, (side, coin) = random.choice(list(COLORS), count), random.integers(0, 2, (2, count))
     for number in range(count):
         left = 1 if side[number] == 0 else size // 2 + 1
         images[number, 5:11, left : left + 6] = COLORS[color[number]]
