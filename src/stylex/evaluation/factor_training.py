@@ -20,7 +20,7 @@ from stylex.hardware import Hardware, place
 if TYPE_CHECKING:
     from stylex.data.images import Dataset, ImageSet
 
-EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 6, 64, 0.003, 0.05
+EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 12, 64, 0.003, 0.05
 
 MOST_VALUES = 64
 """A column with more distinct values is taken for an identifier or a measurement, and left out."""
