@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import training_problems
 from stylex.classifiers import Classifier
 from stylex.config import AttFindSettings, NetworkSettings, Recipe, TrainingSettings
+from stylex.evaluation.extractors import Extractor
 from stylex.model import Model
 from stylex.networks import StyleLayer, SynthesisState, build
 from stylex.run import Run, write_tensors
@@ -102,6 +103,16 @@ def linear_classifier(
 ) -> Classifier:
     network = LinearNetwork(torch.tensor(matrix), torch.tensor(bias))
     return Classifier(network, class_names=names, input_size=None, activation=activation).freeze()
+
+
+class PooledPixels(Extractor):
+    """Features [N, 12]: the mean colour of each quarter of an image."""
+
+    name = "pooled pixels"
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
 
 def two_classes(bias: float = 0.0) -> Classifier:

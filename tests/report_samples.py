@@ -12,6 +12,7 @@ from stylex.report.content import (
     Picture,
     Reconstruction,
     ReportContent,
+    Table,
     TargetSection,
 )
 
@@ -96,6 +97,7 @@ def report_content() -> ReportContent:
             Reconstruction("lost.png", picture(303), picture(304), (0.72, 0.28), (0.31, 0.69)),
         ),
         reconstruction_figures={"figure-label": "figure-value"},
+        quality_tables=(Table("table-title", ("column-1", "column-2"), (("row-name", "row-value"),)),),
         targets=(target_section(0, "class-young"), target_section(1, "class-old")),
         coordinates=54321,
         effect_on="log-odds",

@@ -91,7 +91,7 @@ def documented(verb: str) -> Any:
 def same_shape(example: Any, found: Any, where: str = "result") -> None:
     """Equal keys all the way down; of lists the first entries, as an example shows one."""
     if isinstance(example, dict) and isinstance(found, dict):
-        free = example and all(key.startswith(("CLASS", "FIGURE")) for key in example)
+        free = example and all(key.startswith(("CLASS", "FIGURE", "FACTOR")) for key in example)
         if free:
             for value in found.values():
                 same_shape(next(iter(example.values())), value, f"{where}.*")
@@ -388,7 +388,7 @@ def test_a_bug_is_one_line_and_a_traceback_on_request(
     assert (bad.code, "stopped" in bad.line) == (143, True)
 
 
-def test_the_whole_way(stylex: Any, tmp_path: Path) -> None:
+def test_the_whole_way(stylex: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From data to explanations, every result as docs/json.md has it."""
     pytest.importorskip("python_avatars")
     faces, classifier, run = tmp_path / "faces", tmp_path / "age.safetensors", tmp_path / "run"
@@ -409,9 +409,21 @@ def test_the_whole_way(stylex: Any, tmp_path: Path) -> None:
     assert set(found["attributes"]) == {"old", "young"}
     measured = check(stylex("evaluate", run, "--json", *CPU), "stylex evaluate")
     assert measured["coordinates"] == found["coordinates"]
+    assert (measured["factors"], measured["quality"]) == (None, None)
+    detector = tmp_path / "detector.safetensors"
+    read = ["factors", "train", faces, "--out", detector, "--epochs", "1", "--json", *CPU]
+    assert set(check(stylex(*read), "stylex factors train")["factors"]) > {"glasses", "mouth"}
+    assert "exists" in stylex(*read).line
+    monkeypatch.setattr("stylex.evaluation.stage.load_extractor", lambda name: problems.PooledPixels())
+    thorough = ["--factors", detector, "--quality", "--perceptual", "classifier", "--json", *CPU]
+    measured = check(stylex("evaluate", run, *thorough), "stylex evaluate")
+    assert set(measured["quality"]["realism"]) == {"reconstructions", "swapped"}
+    assert measured["quality"]["fidelity"]["l1"]["estimate"] == pytest.approx(measured["l1"], rel=1e-4)
+    assert set(measured["factors"]) > {"glasses", "mouth"}
     drawn = stylex("report", run, "--attributes", "1", "--pairs", "1", "--json", *CPU)
     report = check(drawn, "stylex report")
     assert Path(report["report"]).stat().st_size > 10_000
+    assert "Factors that survive reconstruction" in Path(report["report"]).read_text(encoding="utf-8")
     image = next(faces.rglob("*.png"))
     check(stylex("explain", run, image, "--target", "old", "--json", *CPU), "stylex explain")
     for verb in (["attfind", run, "--images", "2", "--set=unstable_threshold=null"], ["evaluate", run]):

@@ -17,7 +17,7 @@ from report_samples import SIDE, heat, picture, report_content
 from stylex.errors import DataError
 from stylex.report import render_html
 from stylex.report.charts import Scale, curve_chart, effect_scale
-from stylex.report.content import Curve, ReportContent, TargetSection
+from stylex.report.content import Curve, ReportContent, Table, TargetSection
 from stylex.report.html import CLASS_COLORS, asset, percent, probability, signed
 from stylex.report.pictures import data_uri, enlarge, heat_map
 
@@ -254,6 +254,7 @@ def test_hostile_names_stay_words() -> None:
         command=evil,
         provenance={evil: evil, "deeper": {evil: [evil]}},
         reconstruction_figures={evil: evil},
+        quality_tables=(Table(evil, (evil, evil), ((evil, evil),)),),
         reconstructions=(dataclasses.replace(content.reconstructions[0], name=evil),),
         targets=(
             dataclasses.replace(

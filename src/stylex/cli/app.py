@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from stylex.cli import STOPPED, attfind, classifier, data, demo, evaluate, explain, report, train
+from stylex.cli import STOPPED, attfind, classifier, data, demo, evaluate, explain, factors, report, train
 from stylex.cli.output import error_line, show_warnings
 from stylex.errors import ConfigError, Stopped, StylexError
 from stylex.version import __version__
@@ -50,6 +50,7 @@ def _options(
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(classifier.app, name="classifier")
+app.add_typer(factors.app, name="factors")
 app.command("train")(train.train)
 app.command("attfind")(attfind.attfind)
 app.command("evaluate")(evaluate.evaluate)

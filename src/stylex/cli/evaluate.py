@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from stylex.cli.output import (
     result,
 )
 from stylex.evaluation.measure import Evaluation
+from stylex.evaluation.quality import Quality
 from stylex.run import Run
 
 
@@ -26,6 +28,19 @@ def evaluate(
     judge: Annotated[
         str | None, typer.Option(help="Independently trained classifier that confirms flips.")
     ] = None,
+    factors: Annotated[
+        Path | None,
+        typer.Option(help="Factor detector ('stylex factors train'): which factors survive reconstruction."),
+    ] = None,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="L1, perceptual distance, FID, KID, precision and recall.")
+    ] = False,
+    perceptual: Annotated[
+        str, typer.Option(help="Network of the perceptual distance, with --quality.")
+    ] = "efficientnet-lite0",
+    extractor: Annotated[
+        str, typer.Option(help="Features for FID: inception-v3, efficientnet-lite0, or what can be had.")
+    ] = "auto",
     data: OtherImages = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
@@ -34,18 +49,28 @@ def evaluate(
 ) -> None:
     """Measure how often the attributes flip the classifier, with controls, on the test images."""
     from stylex.evaluation.measure import prepare
-    from stylex.evaluation.stage import evaluate_run
+    from stylex.evaluation.stage import evaluate_run, load_detector, load_measures
     from stylex.explainer import load_images, open_explainer
 
     run = Run.open(path)
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
+    detector = None if factors is None else load_detector(explainer, factors)
     test = None
-    if explainer.model.encoder is not None:
+    if quality or explainer.model.encoder is not None:
         test = load_images(run, data).test
+    measures = None
+    if quality and test is not None:
+        reals = test.batch(slice(None))
+        measures = load_measures(explainer, reals, perceptual=perceptual, extractor=extractor)
     with run.locked():
         images = prepare(explainer.model, test, run.config.seed)
         found = evaluate_run(
-            explainer, images, judge=judge, on_progress=lambda stage: note(f"measuring {stage}")
+            explainer,
+            images,
+            judge=judge,
+            detector=detector,
+            quality=measures,
+            on_progress=lambda stage: note(f"measuring {stage}"),
         )
     result(as_json, {"run": str(path), **found.to_json()}, describe(found))
 
@@ -69,4 +94,28 @@ def describe(found: Evaluation) -> str:
                 for k, entry in zip(curve.k, method.confirmed, strict=True)
             )
             lines.append(f"    confirmed by the independent classifier: {shares}")
+    if found.factors is not None:
+        shares = ", ".join(f"{name} {share.estimate:.3f}" for name, share in found.factors.agreement.items())
+        lines.append(f"factors that survive reconstruction: {shares}")
+    if found.quality is not None:
+        lines += _describe_quality(found.quality)
     return "\n".join(lines)
+
+
+def _describe_quality(quality: Quality) -> list[str]:
+    lines = []
+    fidelity = quality.fidelity
+    if fidelity is not None:
+        judged = fidelity.judge_agreement
+        lines.append(
+            f"reconstructions: L1 {fidelity.l1.estimate:.4f}, perceptual distance "
+            f"({fidelity.perceptual_network}) {fidelity.perceptual.estimate:.4f}"
+            + ("" if judged is None else f", class kept by the independent classifier {judged.estimate:.1%}")
+        )
+    for kind, found in quality.realism.items():
+        lines.append(
+            f"{kind}: FID {found.fid:.2f}, KID {found.kid.mean:.5f} ± {found.kid.std:.5f}, precision "
+            f"{found.precision:.3f}, recall {found.recall:.3f} ({found.generated} against {found.reals} test "
+            f"images; {found.extractor})"
+        )
+    return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,10 @@ from stylex.evaluation.flips import ConfirmedShare, FlipCurve, confirmed_share, 
 from stylex.evaluation.intervals import Interval, wilson
 from stylex.model import Model
 from stylex.stylespace import DirectedCoordinate, StyleSpace
+
+if TYPE_CHECKING:
+    from stylex.evaluation.factors import FactorAgreement
+    from stylex.evaluation.quality import Quality
 
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20)
 """Numbers of coordinates at which flip curves are measured."""
@@ -72,7 +76,8 @@ class Evaluation:
 
     `agreement` is the share of images whose class survives reconstruction, `l1` the mean absolute difference
     of a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target.
-    Targets outside of which there is no test image are missing in `methods` and `single`.
+    Targets outside of which there is no test image are missing in `methods` and `single`. `factors` and
+    `quality` are None where they were not asked for.
     """
 
     images: int
@@ -81,6 +86,8 @@ class Evaluation:
     l1: float
     methods: tuple[MethodResult, ...]
     single: dict[str, tuple[Interval, ...]]
+    factors: FactorAgreement | None = None
+    quality: Quality | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -90,6 +97,8 @@ class Evaluation:
             "l1": self.l1,
             "methods": [method.to_json() for method in self.methods],
             "single": {target: [rate.to_json() for rate in rates] for target, rates in self.single.items()},
+            "factors": None if self.factors is None else self.factors.to_json(),
+            "quality": None if self.quality is None else self.quality.to_json(),
         }
 
 
@@ -157,7 +166,7 @@ def evaluate(
         judge: an independently trained classifier of the same classes.
     """
     say = on_progress or (lambda stage: None)
-    judged = None if judge is None else _judge_logits(judge, model, test.reconstructions)
+    judged = None if judge is None else judge_logits(judge, model, test.reconstructions)
     searchable = space.searchable(discovery_styles).cpu().numpy()
     probabilities = model.classifier.probabilities(discovery_logits).cpu().numpy()
     results: list[MethodResult] = []
@@ -207,7 +216,7 @@ class _Bench:
         test: TestImages,
         target: int,
         judge: Classifier | None,
-        judge_logits: Logits | None,
+        judged: Logits | None,
         counts: Sequence[int],
     ) -> None:
         activation = model.classifier.activation
@@ -217,8 +226,8 @@ class _Bench:
         self._before = _classes(test.logits[self.rows], target, activation)
         self._original = _classes(test.logits_original[self.rows], target, activation)
         self._judged_before: Classes | None = None
-        if judge is not None and judge_logits is not None:
-            self._judged_before = _classes(judge_logits[self.rows], target, judge.activation)
+        if judge is not None and judged is not None:
+            self._judged_before = _classes(judged[self.rows], target, judge.activation)
 
     def ranking(self, method: str, changes: Sequence[DirectedCoordinate]) -> MethodResult:
         """The first k of a ranking at once, for every k that it is long enough for."""
@@ -265,7 +274,7 @@ class _Bench:
             )
             judged = None
             if self._judge is not None and ask_judge:
-                logits = _judge_logits(self._judge, model, images)
+                logits = judge_logits(self._judge, model, images)
                 judged = _classes(logits, self._target, self._judge.activation)
             distance = (images - test.reconstructions[part]).abs().mean(dim=(1, 2, 3))
             found.append(_Edited(classes, judged, distance.double().cpu().numpy()))
@@ -307,7 +316,8 @@ def _joined(parts: Sequence[_Edited]) -> _Edited:
     )
 
 
-def _judge_logits(judge: Classifier, model: Model, images: Tensor) -> Logits:
+def judge_logits(judge: Classifier, model: Model, images: Tensor) -> Logits:
+    """Logits [N, K] of an independent classifier on images, in the model's batches."""
     with torch.inference_mode():
         found = [
             judge(images[first : first + model.batch_size].to(model.hardware.device))

@@ -3,16 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from stylex import classifiers
 from stylex.classifiers import Classifier
-from stylex.errors import ClassifierError, RunError
+from stylex.errors import ClassifierError, ConfigError, DataError, RunError
+from stylex.evaluation.extractors import Extractor, load_extractor
+from stylex.evaluation.factors import FactorDetector, agreement
 from stylex.evaluation.measure import Evaluation, TestImages, evaluate
+from stylex.evaluation.quality import measure_quality
 from stylex.explainer import Explainer
 from stylex.hardware import place
+from stylex.perceptual import Distance, load_perceptual
 from stylex.run import Run, read_json, write_json
+
+
+@dataclass(frozen=True)
+class QualityMeasures:
+    """What image quality is measured with; see `load_measures`."""
+
+    reals: Tensor
+    extractor: Extractor
+    perceptual: tuple[str, Distance]
+
+
+def load_measures(
+    explainer: Explainer,
+    reals: Tensor,
+    *,
+    perceptual: str = "efficientnet-lite0",
+    extractor: str = "auto",
+) -> QualityMeasures:
+    """Load the networks by name, onto the model's device.
+
+    Args:
+        reals: test images [N, 3, R, R] in [-1, 1].
+        perceptual: see `perceptual.load_perceptual`; not "none".
+        extractor: see `extractors.load_extractor`.
+
+    Raises:
+        ConfigError: an unknown name; weights or a package that cannot be had; images too small.
+    """
+    model = explainer.model
+    distance = load_perceptual(perceptual, model.classifier, explainer.run.config.resolution)
+    if distance is None:
+        raise ConfigError("a perceptual distance by no network is none; choose efficientnet-lite0")
+    features = load_extractor(extractor)
+    distance.to(model.hardware.device)
+    features.to(model.hardware.device)
+    return QualityMeasures(reals, features, (perceptual, distance))
+
+
+def load_detector(explainer: Explainer, file: str | Path) -> FactorDetector:
+    """The factor detector in a file, on the model's hardware, fit for the run.
+
+    Raises:
+        CheckpointError: not a detector. DataError: it reads images of another size than the run's.
+        RunError: the model has no encoder, so that there are no reconstructions to read.
+    """
+    model, size = explainer.model, explainer.run.config.resolution
+    if model.encoder is None:
+        raise RunError(
+            f"recipe '{model.recipe.name}' has no encoder, so no image is reconstructed: leave out --factors"
+        )
+    detector = FactorDetector.load(file, model.hardware)
+    if detector.size != size:
+        raise DataError(f"{file}: reads images of {detector.size} pixels, the run has {size}")
+    return detector
 
 
 def evaluate_run(
@@ -20,6 +81,8 @@ def evaluate_run(
     test: TestImages,
     *,
     judge: str | Path | None = None,
+    detector: FactorDetector | None = None,
+    quality: QualityMeasures | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure flip curves, controls and reconstruction on test images and keep them in the run.
@@ -27,12 +90,15 @@ def evaluate_run(
     Args:
         test: what `prepare` made of the test images.
         judge: an independently trained classifier; by default the run's judge.safetensors where there is one.
+        detector: of `load_detector`: measure which factors survive reconstruction.
+        quality: of `load_measures`: measure image quality too.
 
     Raises:
         ClassifierError: the judge has other classes, or is the classifier explained.
     """
     run, model = explainer.run, explainer.model
     source = judge or (run.judge_file if run.judge_file.exists() else None)
+    judging = None if source is None else _load_judge(source, explainer)
     found = evaluate(
         model,
         explainer.discovery.space,
@@ -40,10 +106,24 @@ def evaluate_run(
         explainer.discovery.styles,
         explainer.discovery.logits,
         test,
-        judge=None if source is None else _load_judge(source, explainer),
+        judge=judging,
         seed=run.config.seed,
         on_progress=on_progress,
     )
+    if detector is not None:
+        found = replace(found, factors=agreement(detector, test.images, test.reconstructions))
+    if quality is not None:
+        figures = measure_quality(
+            model,
+            quality.reals,
+            test,
+            extractor=quality.extractor,
+            perceptual=quality.perceptual,
+            judge=judging,
+            seed=run.config.seed,
+            on_progress=on_progress,
+        )
+        found = replace(found, quality=figures)
     write_json(_file(run), {"attributes": explainer.fingerprint, **found.to_json()})
     return found
 

@@ -30,6 +30,7 @@ from stylex.report.content import (
 )
 from stylex.report.counterfactuals import as_example
 from stylex.report.html import render_html
+from stylex.report.quality import quality_tables
 from stylex.run import provenance, write_atomically
 from stylex.stylespace import DIRECTIONS
 
@@ -122,6 +123,7 @@ def compose(
             f"(95 % interval {agreement['low']:.1%} to {agreement['high']:.1%})",
             "Mean absolute difference": f"{evaluation['l1']:.3f} (pixels from −1 to 1)",
         },
+        quality_tables=quality_tables(evaluation),
         targets=targets,
         coordinates=explainer.discovery.space.size,
         effect_on=EFFECT_ON[findings.settings.effect],

@@ -103,9 +103,19 @@ class TargetSection:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A small table: a heading, a row of column names, and rows as long."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """A whole report. `facts` and `provenance` map labels to values shown in tables; `warnings` stand on top.
 
+    `quality_tables` say what survives reconstruction and how real the images look, where it was measured;
     `summary` is one or two plain sentences; `command` repeats the run; `effect_on` is what effects are
     changes of, "log-odds" or "logit".
     """
@@ -122,3 +132,4 @@ class ReportContent:
     effect_on: str
     command: str
     provenance: dict[str, Any]
+    quality_tables: tuple[Table, ...] = ()

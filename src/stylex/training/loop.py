@@ -22,6 +22,7 @@ from stylex.data import ImageSet
 from stylex.errors import DataError, Stopped, TrainingDiverged
 from stylex.hardware import Hardware, place
 from stylex.networks import build
+from stylex.perceptual import load_perceptual
 from stylex.run import Run, remove_partial_files
 from stylex.training.checkpoint import (
     TrainingState,
@@ -32,7 +33,6 @@ from stylex.training.checkpoint import (
 )
 from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
-from stylex.training.perceptual import load_perceptual
 from stylex.training.randomness import DataOrder, StepRandom
 from stylex.training.stopping import stop_requests
 from stylex.training.watching import MetricsLog, RecentStatistics, save_samples

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stylex.classifiers import Classifier
 from stylex.config import Recipe, StepKind
 from stylex.networks import Networks, conditional_score
-from stylex.training.perceptual import ClassifierDistance, feature_distance
+from stylex.perceptual import ClassifierDistance, feature_distance
 from stylex.training.randomness import StepRandom
 
 PhaseName = Literal["generator", "path_length", "discriminator", "r1"]

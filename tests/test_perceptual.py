@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 
 import training_problems as problems
+from stylex import perceptual
 from stylex.classifiers import Classifier
 from stylex.errors import ClassifierError, ConfigError
-from stylex.training import perceptual
-from stylex.training.perceptual import (
+from stylex.perceptual import (
     LPIPS_BACKBONES,
     ClassifierDistance,
     Distance,

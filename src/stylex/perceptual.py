@@ -95,13 +95,27 @@ class EfficientNetDistance(Distance):
         efficientnet/lite; the stem's batch statistics agree), not with ImageNet's mean and deviation.
         """
         network: Any = self.network
-        features = network._swish(network._bn0(network._conv_stem(images * (127.5 / 128) + 0.5 / 128)))
+        features = self._stem(images)
         maps = []
         for number, block in enumerate(network._blocks):
             features = block(features)
             if number in self.TAPS:
                 maps.append(features)
         return maps
+
+    def _stem(self, images: Tensor) -> Tensor:
+        network: Any = self.network
+        found: Tensor = network._swish(network._bn0(network._conv_stem(images * (127.5 / 128) + 0.5 / 128)))
+        return found
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """What the network's own classifier reads of images as `features` takes them: [N, 1280]."""
+        network: Any = self.network
+        features = self._stem(images)
+        for block in network._blocks:
+            features = block(features)
+        found: Tensor = network._swish(network._bn1(network._conv_head(features))).mean(dim=(2, 3))
+        return found
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         with torch.no_grad():
@@ -186,7 +200,7 @@ def _backbone_file(backbone: str) -> Path:
         digest = name.removesuffix(".pth").rpartition("-")[2]
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with _socket_timeout(DOWNLOAD_TIMEOUT):
+            with socket_timeout(DOWNLOAD_TIMEOUT):
                 torch.hub.download_url_to_file(url, str(file), hash_prefix=digest, progress=False)
         except (OSError, RuntimeError, HTTPException) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -198,7 +212,7 @@ def _backbone_file(backbone: str) -> Path:
 
 
 @contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
+def socket_timeout(seconds: float) -> Iterator[None]:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
