@@ -28,6 +28,7 @@ from stylex.perceptual import (
     Distance,
     feature_distance,
     load_perceptual,
+    random_lpips,
 )
 
 
@@ -315,7 +316,7 @@ def test_lpips_with_a_weights_file(torch_home: Path, backbone: str, build: Any, 
     expected = slow_lpips(features, ends, backbone, one, other)
     torch.testing.assert_close(distance(one, other), expected, rtol=1e-4, atol=1e-6)
     assert float(expected.min()) > 0
-    assert distance(one, one).tolist() == [0, 0]
+    assert distance(one, one).tolist() == pytest.approx([0, 0], abs=1e-6)
     one.requires_grad_(True)
     distance(one, other).sum().backward()
     assert one.grad is not None
@@ -355,3 +356,15 @@ def test_loading_leaves_the_global_random_state_alone(torch_home: Path) -> None:
     before = torch.get_rng_state()
     load_perceptual("lpips-squeeze", classifier, 64)
     assert bool((torch.get_rng_state() == before).all())
+
+
+def test_bf16_changes_a_distance_by_little() -> None:
+    torch.manual_seed(2)
+    distance = random_lpips("vgg")
+    one, other = torch.rand(2, 3, 32, 32) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
+    exact = distance(one, other)
+    distance.compute_dtype = torch.bfloat16
+    rough = distance(one, other)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough, exact, rtol=0.03, atol=0)

@@ -6,7 +6,7 @@ import pickle
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self
@@ -25,33 +25,53 @@ EPSILON = 1e-6
 """Added to ‖f‖² before dividing by its root, so that features that are 0 everywhere have a gradient."""
 
 
-def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
-    """Σ over layers of the mean over places of ‖f/‖f‖ − g/‖g‖‖²: [N].
+def feature_distance(
+    features: list[Tensor], others: list[Tensor], weights: list[Tensor] | None = None
+) -> Tensor:
+    """Σ over layers of the mean over places of ‖w ⊙ (f/‖f‖ − g/‖g‖)‖²: [N].
 
-    Features [N, C, H, W] are normalised along C at every place (Zhang et al. 2018, equation 1, w = 1).
-    Computed as ‖u‖² + ‖v‖² − 2u·v from three sums over C, without ever making the normalised maps.
+    Features [N, C, H, W] are normalised along C at every place (Zhang et al. 2018, equation 1; w = 1 without
+    `weights`, which hold w² [C] of every layer). Computed as ‖wu‖² + ‖wv‖² − 2wu·wv from sums over C, without
+    ever making the normalised maps.
     """
     total: Tensor | None = None
-    for one, other in zip(features, others, strict=True):
-        product = (one * other).sum(dim=1, dtype=torch.float32)
+    for number, (one, other) in enumerate(zip(features, others, strict=True)):
         square, other_square = _square(one), _square(other)
+        mixed = square, other_square
+        if weights is not None:
+            weight = weights[number].to(one.dtype)[None, :, None, None]
+            mixed = _square(one, weight), _square(other, weight)
+            other = other * weight
+        product = (one * other).sum(dim=1, dtype=torch.float32)
         norms = torch.rsqrt((square + EPSILON) * (other_square + EPSILON))
-        unit = square / (square + EPSILON) + other_square / (other_square + EPSILON)
+        unit = mixed[0] / (square + EPSILON) + mixed[1] / (other_square + EPSILON)
         distance = (unit - 2.0 * product * norms).mean(dim=(1, 2))
         total = distance if total is None else total + distance
     assert total is not None
     return total
 
 
-def _square(features: Tensor) -> Tensor:
-    return features.square().sum(dim=1, dtype=torch.float32)
+def _square(features: Tensor, weight: Tensor | None = None) -> Tensor:
+    squares = features.square()
+    return (squares if weight is None else squares * weight).sum(dim=1, dtype=torch.float32)
 
 
 class Distance(nn.Module):
     """A frozen network between two batches of images: forward(images, others) → [N].
 
-    Gradients reach `images`, not the weights; batch normalisation stays in evaluation mode for good.
+    Gradients reach `images`, not the weights; batch normalisation stays in evaluation mode for good. With
+    `compute_dtype` bf16 the network runs under autocast; distances are float32 in any case.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compute_dtype = torch.float32
+
+    def precision(self, images: Tensor) -> AbstractContextManager[object]:
+        """Around the network: autocast, where it computes in less than float32."""
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(images.device.type, dtype=self.compute_dtype)
 
     def freeze(self) -> Self:
         return self.eval().requires_grad_(False)
@@ -118,9 +138,11 @@ class EfficientNetDistance(Distance):
         return found
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = self.features(others)
-        return feature_distance(self.features(images), target)
+        with self.precision(images):
+            with torch.no_grad():
+                target = self.features(others)
+            found = self.features(images)
+        return feature_distance(found, target)
 
 
 def load_efficientnet() -> EfficientNetDistance:
@@ -140,7 +162,7 @@ def load_efficientnet() -> EfficientNetDistance:
 
 
 class LpipsDistance(Distance):
-    """LPIPS (Zhang et al. 2018, with learned weights) as torchmetrics has it.
+    """LPIPS (Zhang et al. 2018, with learned weights): backbone and weights as torchmetrics keeps them.
 
     Args:
         network: torchmetrics' module, of images in [-1, 1], with all weights loaded.
@@ -151,9 +173,19 @@ class LpipsDistance(Distance):
         self.network = network
         self.freeze()
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of the backbone's stages, of images [N, 3, H, W] in [-1, 1]."""
+        network: Any = self.network
+        return list(network.net(network.scaling_layer(images)))
+
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        distances: Tensor = self.network(images, others)
-        return distances.flatten()
+        with self.precision(images):
+            with torch.no_grad():
+                target = self.features(others)
+            found = self.features(images)
+        layers: Any = self.network.lins
+        weights = [layer.model[-1].weight.flatten() for layer in layers]
+        return feature_distance(found, target, weights)
 
 
 LPIPS_BACKBONES = {
@@ -189,6 +221,13 @@ def load_lpips(backbone: str) -> LpipsDistance:
             f"{file}: not torchvision's weights of that name; delete it, and put a whole copy there"
         ) from None
     return LpipsDistance(network)
+
+
+def random_lpips(backbone: str) -> LpipsDistance:
+    """LPIPS of a backbone with random weights: the same work as the real one, for timings."""
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    return LpipsDistance(_NoTrainLpips(net=backbone, pnet_rand=True))  # type: ignore[arg-type]
 
 
 def _backbone_file(backbone: str) -> Path:

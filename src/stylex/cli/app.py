@@ -12,7 +12,19 @@ from typing import Any
 
 import typer
 
-from stylex.cli import STOPPED, attfind, classifier, data, demo, evaluate, explain, factors, report, train
+from stylex.cli import (
+    STOPPED,
+    attfind,
+    bench,
+    classifier,
+    data,
+    demo,
+    evaluate,
+    explain,
+    factors,
+    report,
+    train,
+)
 from stylex.cli.output import error_line, show_warnings
 from stylex.errors import ConfigError, Stopped, StylexError
 from stylex.version import __version__
@@ -56,6 +68,7 @@ app.command("attfind")(attfind.attfind)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
+app.add_typer(bench.app, name="bench")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

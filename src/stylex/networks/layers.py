@@ -21,7 +21,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 def _fir_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
     taps = torch.tensor(FIR_TAPS, dtype=torch.float32, device=like.device)
-    kernel = torch.outer(taps, taps) * (gain / float(taps.sum()) ** 2)
+    kernel = torch.outer(taps, taps) * (gain / sum(FIR_TAPS) ** 2)
     return kernel.to(like.dtype).expand(channels, 1, 4, 4)
 
 

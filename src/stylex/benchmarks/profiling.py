@@ -1,0 +1,48 @@
+"""Where a step's time goes, by kind of operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+KINDS = {
+    "convolution, backward": ("convolution_backward",),
+    "convolution, forward": ("mkldnn_convolution", "_convolution", "convolution", "cudnn_convolution"),
+    "matrix product": ("mm", "addmm", "bmm"),
+    "leaky ReLU": ("leaky_relu", "leaky_relu_backward", "threshold_backward", "clamp_min", "relu"),
+    "multiplication": ("mul", "addcmul", "mul_", "div"),
+    "sum and addition": ("sum", "add", "add_", "mean", "sub"),
+    "copy and number format": ("copy_", "_to_copy", "clone", "cat", "fill_", "zero_"),
+    "resampling": ("upsample_bilinear2d", "upsample_bilinear2d_backward", "avg_pool2d", "avg_pool2d_backward",
+                   "constant_pad_nd"),
+    "optimiser and average": ("_fused_adam_", "_foreach_lerp_"),
+}  # fmt: skip
+"""Kinds of operation by the names of PyTorch's operators, without "aten::"."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A kind of operation and its share of the time of all operators on the CPU."""
+
+    kind: str
+    share: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def shares(work: Callable[[], object]) -> list[Share]:
+    """Share of the operators' own time by kind, largest first; what no kind names is "other"."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        work()
+    kinds = {name: kind for kind, names in KINDS.items() for name in names}
+    times: dict[str, float] = {}
+    for event in found.key_averages():
+        kind = kinds.get(event.key.removeprefix("aten::"), "other")
+        times[kind] = times.get(kind, 0.0) + event.self_cpu_time_total
+    total = sum(times.values())
+    ordered = sorted(times.items(), key=lambda entry: -entry[1])
+    return [Share(kind, time / total) for kind, time in ordered]
