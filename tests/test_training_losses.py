@@ -255,6 +255,7 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
             values["latent_l1"] = (networks.encoder(batch.fake) - w).abs().mean()
         if kind == "encode":
             values["l1"] = (batch.fake - batch.images).abs().mean()
+            values["l2"] = (batch.fake - batch.images).square().mean()
             assert loss.perceptual is not None
             values["perceptual"] = loss.perceptual(batch.fake, batch.images).mean()
     expected = {key: float(value) * getattr(weights, key) for key, value in values.items()}
@@ -267,7 +268,7 @@ def test_generator_loss_of_fast_is_the_weighted_sum_of_its_terms(tmp_path: Path,
     total, terms, batch = term_by_term(trainer, kind)
     assert total == pytest.approx(sum(terms.values()), rel=1e-4)
     assert set(terms) == {"adversarial", "kl", "latent_l1"} | (
-        {"l1", "perceptual"} if kind == "encode" else set()
+        {"l1", "l2", "perceptual"} if kind == "encode" else set()
     )
     assert min(terms.values()) > 0.001
     classes = trainer.classifier.probabilities(trainer.classifier(batch.images))

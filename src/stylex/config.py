@@ -83,6 +83,7 @@ class LossSettings(Settings):
         0.0, description="over which the adversarial weight then rises"
     )
     l1: NonNegative = 0.1
+    l2: NonNegative = Field(0.0, description="mean squared difference: counts the pixels that are far off")
     perceptual: NonNegative = 0.1
     perceptual_network: Literal[
         "lpips-vgg", "lpips-alex", "lpips-squeeze", "efficientnet-lite0", "classifier", "none"

@@ -246,9 +246,12 @@ class StylexLoss:
         note[f"{batch.kind}/agreement"] = agreement(fake_logits, target, activation)
         loss = weights.kl * kl
         if batch.kind == "encode":
-            l1 = (fake - batch.images).abs().mean()
+            difference = fake - batch.images
+            l1 = difference.abs().mean()
             note["l1"] = l1.detach()
             loss = loss + weights.l1 * l1
+            if weights.l2 > 0:
+                loss = loss + weights.l2 * difference.square().mean()
             if self.perceptual is not None:
                 if features is not None and batch.real_features is not None:
                     perceptual = feature_distance(features, batch.real_features).mean()
