@@ -249,8 +249,10 @@ def test_a_discriminator_that_overfits_raises_p_in_training(tmp_path: Path) -> N
     assert trainer.loss.augmentation.p > 0.2
 
 
-def test_only_the_discriminator_sees_augmented_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every phase that scores goes through it; encoder, classifier and reconstruction get the image itself."""
+def test_only_the_discriminator_sees_augmented_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every phase that scores goes through it; all others get the image itself."""
     trainer = problems.make_trainer(tmp_path / "run", "fast", [*ADA, "loss.perceptual=0"])
     assert trainer.loss.augmentation is not None
     trainer.loss.augmentation.state[0] = 0.8

@@ -1,4 +1,4 @@
-"""Trouble is noticed, training returns once with half the rate, and the second time it stops in clear words."""
+"""Trouble is noticed; training returns once with half the rate, the second time it stops in clear words."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_what_was_there_and_has_gone_is_trouble(now: dict[str, float], words: st
 def test_an_encoder_that_collapses_is_noticed_in_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It gives the same latent for everything from step 6 on: twice so at a check, then back, then the end."""
+    """One latent for everything from step 6 on: twice so at a check, then back, then the end."""
     run = problems.make_run(tmp_path / "run", "fast", ["training.total_kimg=0.1"])
     average = Trainer._average
 
@@ -247,9 +247,7 @@ def test_an_encoder_that_collapses_is_noticed_in_training(
                 part.get_parameter("output.weight").data.zero_()
 
     monkeypatch.setattr(Trainer, "_average", collapsing)
-    monkeypatch.setattr(
-        stability, "measure_health", with_useless_reconstructions(stability.measure_health)
-    )
+    monkeypatch.setattr(stability, "measure_health", with_useless_reconstructions(stability.measure_health))
     with caplog.at_level(logging.WARNING), pytest.raises(TrainingDiverged) as caught:
         go(run)
     assert "the encoder gives nearly the same latent for every image" in str(caught.value)
@@ -277,7 +275,7 @@ def with_useless_reconstructions(
 def test_checks_are_logged_and_the_best_checkpoint_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By agreement, then by L1: steps 4 to 20 agree with .5, .75, .75, .75, .5; of the three, 12 has least L1."""
+    """By agreement, then by L1: of the three that agree with 0.75, step 12 has the least L1."""
     run = problems.make_run(tmp_path / "run", "fast", ["training.total_kimg=0.08"])
     given = {0: (0.5, 1.0), 4: (0.5, 0.1), 8: (0.75, 0.5), 12: (0.75, 0.3), 16: (0.75, 0.4), 20: (0.5, 0.1)}
 

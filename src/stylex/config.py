@@ -136,7 +136,8 @@ class TrainingSettings(Settings):
     noise: Literal["random", "fixed", "none"] = "random"
     mirror: bool = True
     augmentation: Literal["none", "ada"] = Field(
-        "none", description="ada: what the discriminator sees is augmented as far as it overfits (little data)"
+        "none",
+        description="ada: what the discriminator sees is augmented as far as it overfits (little data)",
     )
     augmentation_target: float = Field(
         0.6, ge=-1, le=1, description="of r = E[sign D(real)]; above it augmentation gets more frequent"
