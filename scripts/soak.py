@@ -3,10 +3,10 @@
     python scripts/soak.py --kills 50 --out soak --json soak.json
 
 A tiny training (16 px, fp32, one CPU thread) is killed `--kills` times and started again by the same command.
-After each kill the run must be readable and no more than one checkpoint interval be lost; at the end weights,
-optimisers, model and metrics must be bit for bit those of a training that nobody interrupted. Every fourth kill comes
-at any moment from the start of the program on; the others, so that training gets on, at a random moment after
-one to two new checkpoints. Exit status 0 when all of it held, 1 otherwise.
+After each kill the run must be readable and no more than one checkpoint interval be lost; at the end
+weights, optimisers, model and metrics must be bit for bit those of a training that nobody interrupted. Every
+fourth kill comes at any moment from the start of the program on; the others, so that training gets on, at a
+random moment after one to two new checkpoints. Exit status 0 when all of it held, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Summary:
 
 
 def make_data(folder: Path, count: int = 40) -> tuple[Path, Path]:
-    """A folder of pictures, half of them with a red patch and half with a green one, and a random classifier."""
+    """A folder of pictures with a red or a green patch, and a random classifier."""
     numbers = np.random.default_rng(0)
     images = folder / "images"
     for number in range(count):
@@ -244,8 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.json:
         write_json(given.json, asdict(summary))
     print(
-        f"{summary.kills} kills in {summary.seconds:.0f} s (seed {seed}): at most {summary.worst_lost_steps} steps "
-        f"lost at {summary.checkpoint_interval_steps} a checkpoint; "
+        f"{summary.kills} kills in {summary.seconds:.0f} s (seed {seed}): "
+        f"at most {summary.worst_lost_steps} steps lost at {summary.checkpoint_interval_steps} a checkpoint; "
         f"{'identical to' if summary.identical else 'NOT the same as'} the uninterrupted training"
     )
     for failure in summary.failures:

@@ -34,7 +34,7 @@ class Random(Protocol):
 
 @dataclass
 class Transformation:
-    """What happens to each of N images, in the order of the fields; every tensor [N] unless it says otherwise.
+    """What happens to each of N images, in the order of the fields; tensors [N] unless it says otherwise.
 
     Angles in radians, counterclockwise as one sees the image; shifts [N, 2] (right, down) as a share of the
     width; colours in the images' range [-1, 1].

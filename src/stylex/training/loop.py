@@ -80,7 +80,7 @@ def train(
 
     Raises:
         DataError: the images are too few, or not of the run's resolution.
-        TrainingDiverged: it is not sound (see `stability`) for the second time; the last good checkpoint stays.
+        TrainingDiverged: it went wrong for the second time (see `stability`); the last good checkpoint stays.
         Stopped: Ctrl-C or SIGTERM arrived; a checkpoint was written.
         RunError: another process works in this run, it belongs to another classifier, or the disk is full.
         CheckpointError: there are checkpoints, but none that can be read, or of other networks.

@@ -38,7 +38,7 @@ from stylex.training.randomness import derive_seed
 log = logging.getLogger("stylex")
 
 LIMITS = {"l1": 3.0, "perceptual": 3.0, "discriminator": 10.0, "adversarial": 20.0}
-"""How many times its running median a loss may be. L1 of images in [-1, 1] cannot grow much: its bound is low."""
+"""How many times its running median a loss may be. L1 of images in [-1, 1] cannot grow much: a low bound."""
 
 HISTORY, ENOUGH, PATIENCE = 50, 10, 3
 """Log lines in the median, lines before it counts, and lines in a row over the limit that are trouble."""
@@ -91,14 +91,14 @@ class LossWatch:
 def measure_health(
     state: TrainingState, images: Tensor, classifier: Classifier, condition_kind: str
 ) -> dict[str, Tensor]:
-    """How encoder and reconstructions of the averaged weights stand on images [N, 3, R, R]; {} without encoder.
+    """How the averaged encoder and generator do on images [N, 3, R, R]; {} without encoder.
 
     Returns scalars:
         health/encoder_variance: of E(x) across inputs, mean over its features.
         health/l1: of the reconstructions.
         health/l1_share: that over the L1 of the best single image (the median of all); at 1 reconstruction
             is worth no more than a constant image.
-        health/agreement: share of reconstructions of the image's class (labels on the same side, for sigmoid).
+        health/agreement: share of reconstructions of the image's class (sigmoid: labels on the same side).
         health/agreement_over_chance: (agreement − chance) / (1 − chance), chance being what classes as
             frequent but drawn at random would reach (Cohen's kappa, 1960); left out where chance is 1.
     """
@@ -286,7 +286,7 @@ class Stability:
         """Give the checkpoint just written a second name if it is the best so far.
 
         The best is the one whose averaged weights keep the class of most watched images, then the one with
-        the lowest L1. A hard link where the file system has them, else a copy; either replaces the old one at once.
+        the lowest L1. A hard link where the file system has them, else a copy; the old one goes at once.
         """
         if self.record.best_step == step:
             _duplicate(self.run.checkpoints / f"step-{step:08d}.safetensors", self.best_file)
