@@ -83,7 +83,7 @@ class LossWatch:
                 continue
             self._streak[key] += 1
             if self._streak[key] >= PATIENCE:
-                return f"{key} was {value:.3g}, over {limit:g} times its running median of {median:.3g},"
+                return f"{key} was {value:.3g}, over {limit:g} times its running median of {median:.3g}"
         return None
 
 
