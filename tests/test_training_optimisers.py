@@ -45,7 +45,11 @@ def test_the_study_halves_the_generators_rate_and_leaves_the_encoders() -> None:
 
 def test_no_correction_without_regularisers_or_where_they_join_the_losses() -> None:
     bare = groups("fast", "loss.r1=0", "loss.path_length=0")
-    assert {group["lr"] for group in bare.values()} == {0.002}
+    assert {part: group["lr"] for part, group in bare.items()} == {
+        "generator": 0.01,
+        "encoder": 0.01,
+        "discriminator": 0.002,
+    }
     joined = groups("vdv")
     assert joined["generator"]["lr"] == joined["encoder"]["lr"] == 0.0002
     assert joined["discriminator"]["lr"] == 0.0003

@@ -90,7 +90,9 @@ class LossSettings(Settings):
     ] = "lpips-vgg"
     latent_l1: NonNegative = 0.1
     kl: NonNegative = 1.0
-    r1: NonNegative = Field(10.0, description="γ of γ/2 · ‖∇D‖²")
+    r1: NonNegative | Literal["auto"] = Field(
+        10.0, description="γ of γ/2 · ‖∇D‖²; auto: 0.0002 · resolution² / images a step"
+    )
     r1_interval: int = Field(16, ge=1)
     path_length: NonNegative = 2.0
     path_length_interval: int = Field(4, ge=1)
@@ -134,6 +136,20 @@ class TrainingSettings(Settings):
     style_mixing: float = Field(0.9, ge=0, le=1, description="share of images on z steps with two latents")
     noise: Literal["random", "fixed", "none"] = "random"
     mirror: bool = True
+    augmentation: Literal["none", "ada"] = Field(
+        "none",
+        description="ada: what the discriminator sees is augmented as far as it overfits (little data)",
+    )
+    augmentation_target: float = Field(
+        0.6, ge=-1, le=1, description="of r = E[sign D(real)]; above it augmentation gets more frequent"
+    )
+    augmentation_kimg: Positive = Field(
+        500.0, description="thousand images over which its probability p can go from 0 to 1"
+    )
+    augmentation_max: float = Field(0.8, ge=0, lt=1, description="upper bound of p; at 1 augmentations leak")
+    augmentation_flips: bool | None = Field(
+        None, description="augmentation has x-flips and 90° rotations; by default as mirror"
+    )
     ema_halflife_kimg: Positive = 10.0
     ema_rampup: float | None = Field(0.05, gt=0, description="cap of the half-life as a share of images seen")
     checkpoint_kimg: Positive = 10.0

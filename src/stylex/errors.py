@@ -28,7 +28,7 @@ class CheckpointError(StylexError):
 
 
 class TrainingDiverged(StylexError):  # noqa: N818 (what happened, not an error of ours)
-    """A loss or a weight became NaN or infinite; the last good checkpoint is untouched."""
+    """Losses, weights or reconstructions went wrong for the second time; the last good checkpoint stays."""
 
 
 class Stopped(StylexError):  # noqa: N818 (a request, no error)

@@ -177,7 +177,7 @@ def _same_classifier(run: Run, given: str | None) -> Classifier:
 
 
 def _watched(dataset: Any) -> Any:
-    for images in (dataset.test, dataset.discovery, dataset.training):
+    for images in (dataset.discovery, dataset.training):  # the best checkpoint is chosen on these
         if len(images):
             return images.select(range(min(16, len(images))))
     return None

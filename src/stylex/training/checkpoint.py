@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,17 @@ class TrainingState:
     averages: dict[str, nn.Module]
     optimisers: dict[str, torch.optim.Adam]
     path_length_mean: Tensor
+    augmentation: Tensor | None = None
     step: int = 0
     images: int = 0
     seconds: float = 0.0
+    health: dict[str, Any] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Flat mapping of every tensor."""
         flat: dict[str, Tensor] = {"path_length_mean": self.path_length_mean}
+        if self.augmentation is not None:
+            flat["augmentation"] = self.augmentation
         for name, part in self.networks.parts().items():
             flat |= {f"network/{name}/{key}": value for key, value in part.state_dict().items()}
         for name, part in self.averages.items():
@@ -66,6 +70,8 @@ class TrainingState:
                 optimiser.load_state_dict({**optimiser.state_dict(), "state": entries})
                 _restore_layout(optimiser)
             self.path_length_mean.copy_(tensors["path_length_mean"])
+            if self.augmentation is not None:
+                self.augmentation.copy_(tensors["augmentation"])
             self.step, self.images = int(header["step"]), int(header["images"])
             self.seconds = float(header["seconds"])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -85,8 +91,11 @@ class TrainingState:
             "config": run.config.model_dump(mode="json"),
             "classifier": classifier,
             "training_images": images,
+            "health": self.health,
         }
         write_tensors(file, self.tensors(), header)
+        if self.health.get("suspect"):
+            return file  # the last good one may be the oldest: training may have to return to it
         for old in run.checkpoint_files()[:-keep]:
             old.unlink(missing_ok=True)
         return file

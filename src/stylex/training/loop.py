@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stylex.classifiers import Classifier
 from stylex.config import Recipe
 from stylex.data import ImageSet
-from stylex.errors import DataError, Stopped, TrainingDiverged
+from stylex.errors import DataError, Stopped
 from stylex.hardware import Hardware, place
 from stylex.networks import build
 from stylex.perceptual import load_perceptual
@@ -34,6 +34,7 @@ from stylex.training.checkpoint import (
 from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.randomness import DataOrder, StepRandom
+from stylex.training.stability import Stability, Trouble
 from stylex.training.stopping import stop_requests
 from stylex.training.watching import MetricsLog, RecentStatistics, save_samples
 
@@ -83,7 +84,7 @@ def train(
 
     Raises:
         DataError: the images are too few, or not of the run's resolution.
-        TrainingDiverged: a loss or weight is not finite; the last good checkpoint stays.
+        TrainingDiverged: it went wrong for the second time (see `stability`); the last good checkpoint stays.
         Stopped: Ctrl-C or SIGTERM arrived; a checkpoint was written.
         RunError: another process works in this run, it belongs to another classifier, or the disk is full.
         CheckpointError: there are checkpoints, but none that can be read, or of other networks.
@@ -140,9 +141,17 @@ class Trainer:
             name: [parameter for group in optimiser.param_groups for parameter in group["params"]]
             for name, optimiser in optimisers.items()
         }
-        self.state = TrainingState(networks, averages, optimisers, self.loss.path_length_mean)
+        augmentation = self.loss.augmentation
+        self.state = TrainingState(
+            networks,
+            averages,
+            optimisers,
+            self.loss.path_length_mean,
+            None if augmentation is None else augmentation.state,
+        )
         self.order = DataOrder(len(images), run.config.seed)
         self.log = MetricsLog(run)
+        self.stability = Stability(run, watch, self.classifier, hardware)
         self.recent = RecentStatistics()
         self.latest: dict[str, float] = {}
         self.saved_step: int | None = None
@@ -164,6 +173,7 @@ class Trainer:
     def resume(self, found: tuple[dict[str, Tensor], dict[str, Any], Path] | None = None) -> None:
         """Restore a checkpoint, by default the newest readable one, if there is one."""
         found = found or self.run.newest_checkpoint()
+        header: dict[str, Any] = {}
         if found is not None:
             tensors, header, file = found
             check_same_run(header, self.run, self.classifier, file)
@@ -180,6 +190,7 @@ class Trainer:
                 if damaged > file:  # passed over; out of the way, lest it counts as one of those to keep
                     damaged.rename(damaged.with_suffix(".damaged"))
         self.latest = self.log.rewind(self.state.step)
+        self.stability.restore(header, self.state.step)
 
     def run_to_end(self, on_progress: Callable[[Progress], None] | None = None) -> TrainingResult:
         """Train to the total; see `train`."""
@@ -188,22 +199,32 @@ class Trainer:
         with stop_requests() as stop, self.log:
             if state.images == 0:
                 save_samples(self.run, self.watch, self.classifier, state, self.hardware)
+                self.stability.begin(state)
             while state.images < self.total_images:
-                if stop.asked():
-                    self._stop()
-                begin = time.perf_counter()
-                statistics = self.step()
-                self.recent.add(state.step, statistics)
-                state.seconds += time.perf_counter() - begin
-                done = state.images >= self.total_images
-                if stop.asked() and not done:
-                    continue
-                if done or self._passed(settings.log_kimg):
-                    self._log(marks, on_progress)
-                if done or self._passed(settings.sample_kimg):
-                    save_samples(self.run, self.watch, self.classifier, state, self.hardware)
-                if done or self._passed(settings.checkpoint_kimg):
-                    self._save()
+                try:
+                    if stop.asked():
+                        self._stop()
+                    begin = time.perf_counter()
+                    statistics = self.step()
+                    self.recent.add(state.step, statistics)
+                    state.seconds += time.perf_counter() - begin
+                    done = state.images >= self.total_images
+                    if stop.asked() and not done:
+                        continue
+                    save = done or self._passed(settings.checkpoint_kimg)
+                    if save:
+                        share_done = state.images / self.total_images
+                        self.recent.add(state.step, self.stability.check(state, share_done))
+                    if done or self._passed(settings.log_kimg):
+                        self._log(marks, on_progress)
+                    if done or self._passed(settings.sample_kimg):
+                        save_samples(self.run, self.watch, self.classifier, state, self.hardware)
+                    if save:
+                        self._save()
+                except Trouble as trouble:
+                    self._return(trouble)
+                    marks.clear()
+                    marks.append((time.perf_counter(), state.images))
         if model_step(self.run) != state.step:
             save_model(self.run, state, self.classifier.class_names, self.fingerprint)
         return TrainingResult(state.step, state.images, state.seconds, self.latest)
@@ -216,7 +237,7 @@ class Trainer:
     def step(self) -> dict[str, Tensor]:
         """One step: every phase that is due, on one batch (or `accumulate` of them). Returns statistics."""
         settings, state = self.recipe.training, self.state
-        share = rate_share(self.recipe, state.images)
+        share = rate_share(self.recipe, state.images) * self.stability.rate
         for optimiser in state.optimisers.values():
             set_rates(optimiser, share)
         batches = [self._batch(part) for part in range(settings.accumulate)]
@@ -239,7 +260,7 @@ class Trainer:
         if settings.mirror:
             flip = torch.from_numpy(self.order.mirrored(first, settings.batch_size))
             images = torch.where(flip[:, None, None, None], images.flip(3), images)
-        random = StepRandom(self.run.config.seed, state.step, part, self.hardware.device)
+        random = StepRandom(self.stability.seed, state.step, part, self.hardware.device)
         # The kinds alternate from batch to batch, also among those whose gradients make one update.
         kind = settings.schedule[(state.step * settings.accumulate + part) % len(settings.schedule)]
         share = adversarial_share(self.recipe, state.images)
@@ -276,6 +297,9 @@ class Trainer:
         self._check_statistics()
         self.latest = self.recent.means()
         self.recent.clear()
+        self.stability.watch_losses(state.step, self.latest)
+        if self.stability.events:
+            self.latest["health/learning_rate_share"] = self.stability.rate
         now = (time.perf_counter(), state.images)
         self.log.write(state, {**self.latest, "images_per_second": _speed(marks[-1], now)})
         speed = _speed(marks[0], now)
@@ -288,18 +312,17 @@ class Trainer:
         found = self.recent.first_broken()
         if found is not None:
             step, keys = found
-            self._diverged(step, ", ".join(keys))
+            raise Trouble(step, f"{', '.join(keys)} not finite")
 
-    def _diverged(self, step: int, what: str) -> NoReturn:
-        kept = (
-            "no checkpoint had been written yet"
-            if self.saved_step is None
-            else f"the checkpoint of step {self.saved_step} is good and was kept"
-        )
-        raise TrainingDiverged(
-            f"{self.run.path}: {what} not finite at step {step}; {kept}. Try a lower rate "
-            "(--set training.learning_rate=…) or fp32 (--precision fp32) in a new run"
-        )
+    def _return(self, trouble: Trouble) -> None:
+        """Go back to the last good checkpoint, to go on from there if this was the first time."""
+        found = self.stability.last_good()
+        if found is not None:
+            self.log.close()
+            self.recent.clear()
+            self.resume(found)
+            save_model(self.run, self.state, self.classifier.class_names, self.fingerprint)
+        self.stability.settle(trouble, None if found is None else self.state.step)
 
     def _save(self) -> None:
         """Write a checkpoint and the model, after a look at every number that goes into them."""
@@ -308,10 +331,12 @@ class Trainer:
         broken = state.broken()
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-            self._diverged(state.step, f"{broken[0]}{more}")
+            raise Trouble(state.step, f"{broken[0]}{more} not finite")
+        state.health = self.stability.note()
         keep = self.recipe.training.keep_checkpoints
         state.save(self.run, keep, self.fingerprint, images_fingerprint(self.images))
         self.saved_step = state.step
+        self.stability.keep_best(state.step)
         save_model(self.run, state, self.classifier.class_names, self.fingerprint)
 
     def _stop(self) -> NoReturn:

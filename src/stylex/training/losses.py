@@ -16,6 +16,7 @@ from stylex.classifiers import Classifier
 from stylex.config import Recipe, StepKind
 from stylex.networks import Networks, conditional_score
 from stylex.perceptual import ClassifierDistance, feature_distance
+from stylex.training.augmentation import Augmentation
 from stylex.training.randomness import StepRandom
 
 PhaseName = Literal["generator", "path_length", "discriminator", "r1"]
@@ -40,9 +41,34 @@ def phases(recipe: Recipe) -> list[Phase]:
         start = max(begin, loss.path_length_start_kimg * 1000)
         result.append(Phase("path_length", "generator", loss.path_length_interval, start))
     result.append(Phase("discriminator", "discriminator", 1, begin))
-    if loss.r1 > 0:
+    if loss.r1 == "auto" or loss.r1 > 0:
         result.append(Phase("r1", "discriminator", loss.r1_interval, begin))
     return result
+
+
+def r1_weight(recipe: Recipe, resolution: int) -> float:
+    """γ of the penalty R1: as the recipe has it, or for "auto" 0.0002 · resolution² / images a step.
+
+    The heuristic of Karras et al., "Training Generative Adversarial Networks with Limited Data" (2020),
+    appendix C.
+    """
+    if recipe.loss.r1 == "auto":
+        return 0.0002 * resolution**2 / (recipe.training.batch_size * recipe.training.accumulate)
+    return recipe.loss.r1
+
+
+def make_augmentation(recipe: Recipe) -> Augmentation | None:
+    """The augmentation that the recipe asks for, at p = 0."""
+    settings = recipe.training
+    if settings.augmentation == "none":
+        return None
+    flips = settings.mirror if settings.augmentation_flips is None else settings.augmentation_flips
+    return Augmentation(
+        target=settings.augmentation_target,
+        kimg=settings.augmentation_kimg,
+        maximum=settings.augmentation_max,
+        flips=flips,
+    )
 
 
 def adversarial_share(recipe: Recipe, images: int) -> float:
@@ -105,6 +131,7 @@ class StylexLoss:
         self.classifier = classifier
         self.perceptual = perceptual
         self.recipe = recipe
+        self.augmentation = make_augmentation(recipe)
         self.path_length_mean = torch.zeros((), device=next(networks.generator.parameters()).device)
 
     def accumulate_gradients(self, phase: Phase, batch: Batch, gain: float = 1.0) -> None:
@@ -124,13 +151,15 @@ class StylexLoss:
 
     @torch.no_grad()
     def after_update(self, phase: Phase, images: int, rate_share: float) -> dict[str, Tensor]:
-        """What follows the optimiser's step: the recipe's proximal step, after the generator's own phase.
+        """What follows the optimiser's step: the recipe's proximal step, or adjusting the augmentation.
 
         Args:
             phase: the phase whose optimiser has stepped.
             images: training images seen before this step.
             rate_share: the learning rate as a share of the full one; the threshold falls with it.
         """
+        if phase.name == "discriminator" and self.augmentation is not None:
+            return self.augmentation.after_update()
         sparsity = self.recipe.sparsity
         generator = self.networks.generator
         begun_kimg = images / 1000 - sparsity.start_kimg
@@ -164,7 +193,12 @@ class StylexLoss:
         logits = self._logits(batch)
         return logits if self.recipe.network.condition == "logits" else self.classifier.probabilities(logits)
 
+    def _augmented(self, images: Tensor, random: StepRandom) -> Tensor:
+        """Images as the discriminator is to see them; nothing else ever sees them so."""
+        return images if self.augmentation is None else self.augmentation(images, random)
+
     def _score(self, images: Tensor, condition: Tensor | None) -> Tensor:
+        """Scores [N] of images that have been through `_augmented`."""
         weights = condition if self.recipe.network.discriminator != "plain" else None
         return conditional_score(self.networks.discriminator(images), weights)
 
@@ -216,7 +250,7 @@ class StylexLoss:
 
         loss = torch.zeros((), device=fake.device)
         if batch.adversarial_share > 0:
-            adversarial = F.softplus(-self._score(fake, condition)).mean()
+            adversarial = F.softplus(-self._score(self._augmented(fake, batch.random), condition)).mean()
             batch.statistics["adversarial"] = adversarial.detach()
             loss = weights.adversarial * batch.adversarial_share * adversarial
         if batch.kind == "sample":
@@ -301,8 +335,10 @@ class StylexLoss:
 
     def _discriminator(self, batch: Batch) -> Tensor:
         assert batch.fake is not None
-        fake_score = self._score(batch.fake, batch.condition)
-        real_score = self._score(batch.images, self.condition(batch))
+        fake_score = self._score(self._augmented(batch.fake, batch.random), batch.condition)
+        real_score = self._score(self._augmented(batch.images, batch.random), self.condition(batch))
+        if self.augmentation is not None:
+            self.augmentation.note(real_score)
         note = batch.statistics
         note["score/fake"], note["score/real"] = fake_score.detach().mean(), real_score.detach().mean()
         loss = F.softplus(fake_score).mean() + F.softplus(-real_score).mean()
@@ -310,13 +346,16 @@ class StylexLoss:
         return loss
 
     def _r1(self, batch: Batch) -> Tensor:
-        """γ/2 · ‖∇ₓD(x)‖² on real images (Mescheder et al. 2018)."""
-        images = batch.images.detach().requires_grad_(True)
+        """γ/2 · ‖∇ₓD(x)‖² on real images (Mescheder et al. 2018).
+
+        With augmentation x is the augmented image: what the discriminator sees is what it is penalised on.
+        """
+        images = self._augmented(batch.images, batch.random).detach().requires_grad_(True)
         score = self._score(images, self.condition(batch))
         (gradient,) = torch.autograd.grad(score.sum(), images, create_graph=True)
         penalty = gradient.square().sum(dim=(1, 2, 3)).mean()
         batch.statistics["r1"] = penalty.detach()
-        return self.recipe.loss.r1 / 2 * penalty
+        return r1_weight(self.recipe, images.shape[-1]) / 2 * penalty
 
 
 def join(w: Tensor, condition: Tensor | None) -> Tensor:
