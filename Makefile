@@ -27,8 +27,8 @@ test: $(VENV)/.test-installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev-installed
-	$(RUN) -m ruff format --check src tests
-	$(RUN) -m ruff check src tests
+	$(RUN) -m ruff format --check src tests scripts
+	$(RUN) -m ruff check src tests scripts
 	$(RUN) -m mypy
 
 clean:

@@ -84,9 +84,13 @@ def make_data(folder: Path, count: int = 40) -> tuple[Path, Path]:
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number:03d}.png")
     torch.manual_seed(0)
-    network = SmallCNN(2, (4, 4, 8, 8)).eval()
+    widths = (4, 4, 8, 8)
     explained = Classifier(
-        network, architecture="small_cnn", class_names=("green", "red"), input_size=RESOLUTION
+        SmallCNN(2, widths).eval(),
+        architecture="small_cnn",
+        options={"widths": widths},
+        class_names=("green", "red"),
+        input_size=RESOLUTION,
     )
     explained.save(folder / "classifier.safetensors")
     return images, folder / "classifier.safetensors"
