@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stylex import hardware, parallel
 from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, progress, result
 from stylex.config import RunConfig, load_named, load_recipe, validate
-from stylex.errors import ConfigError, RunError
+from stylex.errors import ConfigError, RunError, Stopped
+from stylex.hardware import Hardware
+from stylex.parallel import World
 from stylex.run import Run, write_atomically
+
+if TYPE_CHECKING:
+    from stylex.training.loop import TrainingResult
 
 
 def train(
@@ -33,12 +39,15 @@ def train(
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine, one a GPU; not under torchrun.")
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines; MASTER_ADDR, MASTER_PORT and NODE_RANK say who they are.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train encoder, generator and discriminator around a classifier; continue the run if it exists."""
-    from stylex import classifiers, training
-    from stylex.data import load_dataset
-
     existing = (out / "run.json").exists() or (out / "config.yaml").exists()
     if existing:
         run = Run.open(out)
@@ -66,18 +75,52 @@ def train(
         if group is not None:
             base["group"] = group
         config = validate(RunConfig, base, f"settings of {out}")
-    dataset = load_dataset(data or config.data, size=config.resolution, group=config.group, labelled=False)
     source = classifier or config.classifier
     if existing and run.classifier_file.exists():
         source = str(run.classifier_file)
-    explained = classifiers.load(source)
+    parallel.check_shares(config.recipe, parallel.world_size(devices, nodes))
+    try:
+        with parallel.joined(devices, nodes, device) as world:
+            done = _train(
+                out, config, existing, data or config.data, source, (device, precision, threads), world
+            )
+    except Stopped as stopped:
+        if world.first:
+            raise
+        # All stop together and the first says so; a process that it started must not seem to have failed.
+        raise typer.Exit(0 if world.launched else 143) from stopped
+    if world.first:
+        _report(out, done, as_json)
+
+
+def _train(
+    out: Path,
+    config: RunConfig,
+    existing: bool,
+    data: str,
+    source: str,
+    wanted: tuple[str, str, int | None],
+    world: World,
+) -> TrainingResult:
+    """One process's part: load what is needed, create the run if this is the first process, train."""
+    from stylex import classifiers, training
+    from stylex.data import load_dataset
+
+    chosen = _hardware(wanted, world)
+    with parallel.one_at_a_time(world):
+        dataset = load_dataset(data, size=config.resolution, group=config.group, labelled=False)
+        explained = classifiers.load(source)
     explained.check(dataset.training.batch(slice(0, 8)))
-    chosen = choose_hardware(device, precision, threads)
-    if not existing:
+    if not existing and world.first:
         run = Run.create(out, config)
         if Path(source).is_file() and Path(source).suffix == ".safetensors":
             with Path(source).open("rb") as original:
                 write_atomically(run.classifier_file, lambda file: shutil.copyfileobj(original, file))
+    world.wait()  # until the run is there
+    run = Run.open(out)
+    watched = _watched(dataset)
+    if not world.first:
+        return training.train(run, dataset.training, explained, chosen, watch=watched, world=world)
     with progress() as display:
         task = display.add_task("training", total=int(config.recipe.training.total_kimg * 1000))
 
@@ -91,10 +134,27 @@ def train(
                 description=f"training, {now.images_per_second:.0f} images/s, {figures}",
             )
 
-        done = training.train(
-            run, dataset.training, explained, chosen, watch=_watched(dataset), on_progress=show
+        return training.train(
+            run, dataset.training, explained, chosen, watch=watched, on_progress=show, world=world
         )
-    if not run.model_file.exists():
+
+
+def _hardware(wanted: tuple[str, str, int | None], world: World) -> Hardware:
+    """What this process computes on; number format and threads of all processes are those of the first."""
+    device, precision, threads = wanted
+    if world.size == 1:
+        return choose_hardware(device, precision, threads)
+    threads = threads or max(1, hardware.usable_cores() // world.local_size)
+    device = str(world.device)
+    if world.first:
+        chosen = choose_hardware(device, precision, threads)
+        note(f"{world.size} processes")
+    format_, threads = world.share((chosen.precision, threads) if world.first else ("", 0))[0]
+    return chosen if world.first else hardware.choose(device, format_, threads)  # type: ignore[arg-type]
+
+
+def _report(out: Path, done: TrainingResult, as_json: bool) -> None:
+    if not (out / "model.safetensors").exists():
         raise RunError(f"{out}: training ended without a model file")
     content = {
         "run": str(out),
