@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 import training_problems as problems
+from stylex.classifiers import Classifier
+from stylex.classifiers.architectures import SmallCNN
 from stylex.run import Run, read_tensors
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -28,7 +30,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = problems.images(24)
     for name, pixels in zip(images.names, images.images, strict=True):
         Image.fromarray(pixels).save(path / "images" / name)
-    problems.classifier().save(path / "classifier.safetensors")
+    torch.manual_seed(0)  # of the widths that a file's architecture stands for, unlike problems.classifier()
+    explained = Classifier(
+        SmallCNN(2).eval(), architecture="small_cnn", class_names=("a", "b"), input_size=problems.RESOLUTION
+    )
+    explained.save(path / "classifier.safetensors")
     return path
 
 
