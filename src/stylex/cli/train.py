@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stylex import hardware, parallel
 from stylex.classifiers import Classifier
 from stylex.cli.output import (
     AsJson,
@@ -21,8 +22,13 @@ from stylex.cli.output import (
     result,
 )
 from stylex.config import Recipe, RunConfig, differences, load_named, load_recipe, override, validate
-from stylex.errors import ConfigError, DataError, RunError
+from stylex.errors import ConfigError, DataError, RunError, Stopped
+from stylex.hardware import Hardware
+from stylex.parallel import World
 from stylex.run import Run
+
+if TYPE_CHECKING:
+    from stylex.training.loop import TrainingResult
 
 
 def train(
@@ -44,12 +50,15 @@ def train(
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine, one a GPU; not under torchrun.")
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines; MASTER_ADDR, MASTER_PORT and NODE_RANK say who they are.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train encoder, generator and discriminator around a classifier; continue the run if it exists."""
-    from stylex import classifiers, training
-    from stylex.data import load_dataset
-
     given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
     said: dict[str, Any] = load_named("experiments", experiment) if experiment else {}
     said |= {key: value for key, value in given.items() if value is not None}
@@ -66,22 +75,58 @@ def train(
         else:
             said["recipe"] = load_recipe(recipe or "fast", set_ or []).model_dump()
         config = validate(RunConfig, said, f"settings of {out}")
-    dataset = load_dataset(data or config.data, size=config.resolution, group=config.group, labelled=False)
+    parallel.check_shares(config.recipe, parallel.world_size(devices, nodes))
+    try:
+        with parallel.joined(devices, nodes, device) as world:
+            chosen = _hardware((device, precision, threads), world)
+            done = _train(out, config, run, (data, classifier), chosen, world)
+    except Stopped as stopped:
+        if world.first:
+            raise
+        # All stop together and the first says so; a process that it started must not seem to have failed.
+        raise typer.Exit(0 if world.launched else 143) from stopped
+    if world.first:
+        _report(out, done, as_json)
+
+
+def _train(
+    out: Path,
+    config: RunConfig,
+    run: Run | None,
+    named: tuple[str | None, str | None],
+    chosen: Hardware,
+    world: World,
+) -> TrainingResult:
+    """One process's part: load what is needed, create the run if this is the first process, train.
+
+    `named` are data and classifier as the command line names them, if it does.
+    """
+    from stylex import classifiers, training
+    from stylex.data import load_dataset
+
+    data, classifier = named
+    source = data or config.data
+    with parallel.one_at_a_time(world):
+        dataset = load_dataset(source, size=config.resolution, group=config.group, labelled=False)
+        if run is None:
+            explained = classifiers.load(config.classifier)
+        else:
+            explained = _same_classifier(run, classifier)
     if not len(dataset.training):
-        raise DataError(f"{data or config.data}: none of its images is one to train on; add images")
-    if run is None:
-        explained = classifiers.load(config.classifier)
-    else:
-        if data is not None:
-            _same_data(run, data, dataset.fingerprint)
-        explained = _same_classifier(run, classifier)
+        raise DataError(f"{source}: none of its images is one to train on; add images")
+    if run is not None and data is not None:
+        _same_data(run, data, dataset.fingerprint)
     explained.check(dataset.training.batch(slice(0, 8)))
-    chosen = choose_hardware(device, precision, threads)
-    if run is None:
+    if run is None and world.first:
         hashes = {"data": dataset.fingerprint, "classifier": explained.fingerprint}
         run = Run.create(out, config, hashes)
-    if explained.can_be_saved and not run.classifier_file.exists():
+    world.wait()  # until the run is there
+    run = run or Run.open(out)
+    if world.first and explained.can_be_saved and not run.classifier_file.exists():
         explained.save(run.classifier_file)
+    watched = _watched(dataset)
+    if not world.first:
+        return training.train(run, dataset.training, explained, chosen, watch=watched, world=world)
     with progress() as display:
         task = display.add_task("training", total=int(config.recipe.training.total_kimg * 1000))
 
@@ -95,10 +140,27 @@ def train(
                 description=f"training, {now.images_per_second:.0f} images/s, {figures}",
             )
 
-        done = training.train(
-            run, dataset.training, explained, chosen, watch=_watched(dataset), on_progress=show
+        return training.train(
+            run, dataset.training, explained, chosen, watch=watched, on_progress=show, world=world
         )
-    if not run.model_file.exists():
+
+
+def _hardware(wanted: tuple[str, str, int | None], world: World) -> Hardware:
+    """What this process computes on; number format and threads of all processes are those of the first."""
+    device, precision, threads = wanted
+    if world.size == 1:
+        return choose_hardware(device, precision, threads)
+    threads = threads or max(1, hardware.usable_cores() // world.local_size)
+    device = str(world.device)
+    if world.first:
+        chosen = choose_hardware(device, precision, threads)
+        note(f"{world.size} processes")
+    format_, threads = world.share((chosen.precision, threads) if world.first else ("", 0))[0]
+    return chosen if world.first else hardware.choose(device, format_, threads)  # type: ignore[arg-type]
+
+
+def _report(out: Path, done: TrainingResult, as_json: bool) -> None:
+    if not (out / "model.safetensors").exists():
         raise RunError(f"{out}: training ended without a model file")
     content = {
         "run": str(out),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stylex.networks.layers import EqualConv2d, EqualLinear, at_least_float32
+from stylex.parallel import ALONE, World
 
 
 class ResidualBlock(nn.Module):
@@ -27,18 +28,22 @@ class ResidualBlock(nn.Module):
         return outputs
 
 
-def minibatch_deviation(features: Tensor, group: int) -> Tensor:
+def minibatch_deviation(features: Tensor, group: int, world: World = ALONE) -> Tensor:
     """Append a channel with the mean standard deviation in groups of images (Karras et al. 2018, section 3).
 
     features [N, C, H, W] → [N, C + 1, H, W]. Image i is in the group of all j with j ≡ i modulo N / group, as
-    in StyleGAN2. The group is the largest divisor of N that is at most `group`.
+    in StyleGAN2. The group is the largest divisor of N that is at most `group`. Where several processes share
+    a batch, groups are made of the whole batch (`World.gather`), N counting all its images: the result does
+    not depend on how many processes there are.
     """
-    count, channels, height, width = features.shape
+    whole = world.gather(at_least_float32(features))
+    count, channels, height, width = whole.shape
     size = next(divisor for divisor in range(min(group, count), 0, -1) if count % divisor == 0)
-    grouped = at_least_float32(features).reshape(size, count // size, channels, height, width)
+    grouped = whole.reshape(size, count // size, channels, height, width)
     centred = grouped - grouped.mean(dim=0)
     deviation = (centred.square().mean(dim=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
-    plane = deviation.to(features.dtype).repeat(size)[:, None, None, None].expand(-1, 1, height, width)
+    own = world.own(deviation.to(features.dtype).repeat(size))
+    plane = own[:, None, None, None].expand(-1, 1, height, width)
     return torch.cat([features, plane], dim=1).contiguous(memory_format=torch.channels_last)
 
 
@@ -65,6 +70,7 @@ class ResidualNetwork(nn.Module):
         super().__init__()
         self.compute_dtype = torch.float32
         self.deviation_group = deviation_group
+        self.world = ALONE  # set by who trains in several processes
         sizes = [2**power for power in range(int(math.log2(resolution)), 2, -1)]
         self.from_rgb = EqualConv2d(3, channels[resolution], 1)
         self.blocks = nn.ModuleList(ResidualBlock(channels[size], channels[size // 2]) for size in sizes)
@@ -80,7 +86,7 @@ class ResidualNetwork(nn.Module):
         for block in self.blocks:
             features = block(features)
         if self.deviation_group:
-            features = minibatch_deviation(features, self.deviation_group)
+            features = minibatch_deviation(features, self.deviation_group, self.world)
         features = at_least_float32(self.conv(features)).flatten(1)
         outputs: Tensor = self.output(self.hidden(features))
         return outputs

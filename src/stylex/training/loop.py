@@ -8,6 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from stylex.classifiers import Classifier
 from stylex.config import Recipe
 from stylex.data import ImageSet
-from stylex.errors import DataError, Stopped
+from stylex.errors import DataError, RunError, Stopped
 from stylex.hardware import Hardware, place
 from stylex.networks import build
+from stylex.parallel import ALONE, World, check_shares
 from stylex.perceptual import load_perceptual
-from stylex.run import Run, remove_partial_files
+from stylex.run import Run, checksum, remove_partial_files
 from stylex.training.checkpoint import (
     TrainingState,
     check_same_run,
@@ -70,6 +72,7 @@ def train(
     *,
     watch: ImageSet | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    world: World = ALONE,
 ) -> TrainingResult:
     """Train the run's networks to the recipe's total, going on from its newest checkpoint if there is one.
 
@@ -81,6 +84,8 @@ def train(
         classifier: what is explained; it is frozen, its weights are not changed.
         watch: images for the sample grids, by default the first training images.
         on_progress: called after every log interval.
+        world: the processes that train together; all call this, with the same arguments, in a run directory
+            that all can read. The first alone writes.
 
     Raises:
         DataError: the images are too few, or not of the run's resolution.
@@ -88,20 +93,23 @@ def train(
         Stopped: Ctrl-C or SIGTERM arrived; a checkpoint was written.
         RunError: another process works in this run, it belongs to another classifier, or the disk is full.
         CheckpointError: there are checkpoints, but none that can be read, or of other networks.
-        ConfigError: the perceptual network cannot be had.
+        ConfigError: the perceptual network cannot be had, or the batch does not divide among the processes.
     """
-    with run.locked():
-        for folder in (run.path, run.checkpoints, run.path / "samples"):
-            remove_partial_files(folder)
+    check_shares(run.config.recipe, world.size)
+    with run.locked() if world.first else nullcontext():
+        if world.first:
+            for folder in (run.path, run.checkpoints, run.path / "samples"):
+                remove_partial_files(folder)
+        world.wait()  # until the first holds the run
         found = run.newest_checkpoint()
         if found is not None:
             _, header, file = found
             check_same_run(header, run, classifier, file)
             if header["images"] >= total_images(run.config.recipe) and header["step"] == model_step(run):
-                latest = MetricsLog(run).rewind(header["step"])
+                latest = MetricsLog(run).rewind(header["step"]) if world.first else {}
                 return TrainingResult(header["step"], header["images"], header["seconds"], latest)
         watched = watch or images.select(range(min(16, len(images))))
-        trainer = Trainer(run, images, classifier, hardware, watched)
+        trainer = Trainer(run, images, classifier, hardware, watched, world)
         trainer.resume(found)
         return trainer.run_to_end(on_progress)
 
@@ -110,7 +118,13 @@ class Trainer:
     """One process's training of one run; `train` is the door."""
 
     def __init__(
-        self, run: Run, images: ImageSet, classifier: Classifier, hardware: Hardware, watch: ImageSet
+        self,
+        run: Run,
+        images: ImageSet,
+        classifier: Classifier,
+        hardware: Hardware,
+        watch: ImageSet,
+        world: World = ALONE,
     ) -> None:
         recipe, resolution = run.config.recipe, run.config.resolution
         if len(images) < 2:
@@ -122,13 +136,15 @@ class Trainer:
                     f"pixels, the run's resolution is {resolution}; load them with size={resolution}"
                 )
         self.run, self.images, self.watch, self.recipe, self.hardware = run, images, watch, recipe, hardware
+        self.world = world
         self.classifier = classifier.freeze()
         self.fingerprint = classifier_fingerprint(classifier)
         networks = build(recipe, resolution, len(classifier.class_names), run.config.seed)
         for part in networks.parts().values():
             place(part, hardware)
         place(classifier, hardware)
-        self.loss = StylexLoss(networks, classifier, None, recipe)
+        networks.discriminator.world = world
+        self.loss = StylexLoss(networks, classifier, None, recipe, world)
         self.phases = phases(recipe)
         averages = {
             name: copy.deepcopy(part).eval().requires_grad_(False)
@@ -151,7 +167,7 @@ class Trainer:
         )
         self.order = DataOrder(len(images), run.config.seed)
         self.log = MetricsLog(run)
-        self.stability = Stability(run, watch, self.classifier, hardware)
+        self.stability = Stability(run, watch, self.classifier, hardware, world)
         self.recent = RecentStatistics()
         self.latest: dict[str, float] = {}
         self.saved_step: int | None = None
@@ -174,6 +190,7 @@ class Trainer:
         """Restore a checkpoint, by default the newest readable one, if there is one."""
         found = found or self.run.newest_checkpoint()
         header: dict[str, Any] = {}
+        self.world.wait()  # until all have read, before anything is renamed
         if found is not None:
             tensors, header, file = found
             check_same_run(header, self.run, self.classifier, file)
@@ -187,10 +204,22 @@ class Trainer:
                 )
             self.saved_step = self.state.step
             for damaged in self.run.checkpoint_files():
-                if damaged > file:  # passed over; out of the way, lest it counts as one of those to keep
+                # Passed over; out of the way, lest it counts as one of those to keep.
+                if damaged > file and self.world.first:
                     damaged.rename(damaged.with_suffix(".damaged"))
-        self.latest = self.log.rewind(self.state.step)
+        if self.world.first:
+            self.latest = self.log.rewind(self.state.step)
+        self.world.wait()  # until metrics.jsonl is what the watch over the losses takes up
         self.stability.restore(header, self.state.step)
+        self._check_same_start()
+
+    def _check_same_start(self) -> None:
+        """All processes hold the same numbers, or would drift apart: averaged gradients go to each."""
+        if self.world.size > 1 and len(set(self.world.share(checksum(self.state.tensors())))) > 1:
+            raise RunError(
+                f"{self.run.path}: the processes do not start from the same weights; all must see the same "
+                "run directory, and run the same versions of stylex and torch"
+            )
 
     def run_to_end(self, on_progress: Callable[[Progress], None] | None = None) -> TrainingResult:
         """Train to the total; see `train`."""
@@ -198,18 +227,18 @@ class Trainer:
         marks = deque([(time.perf_counter(), state.images)], maxlen=10)
         with stop_requests() as stop, self.log:
             if state.images == 0:
-                save_samples(self.run, self.watch, self.classifier, state, self.hardware)
+                self._sample()
                 self.stability.begin(state)
             while state.images < self.total_images:
                 try:
-                    if stop.asked():
+                    if self.world.any(stop.asked()):
                         self._stop()
                     begin = time.perf_counter()
                     statistics = self.step()
                     self.recent.add(state.step, statistics)
                     state.seconds += time.perf_counter() - begin
                     done = state.images >= self.total_images
-                    if stop.asked() and not done:
+                    if self.world.any(stop.asked()) and not done:
                         continue
                     save = done or self._passed(settings.checkpoint_kimg)
                     if save:
@@ -218,15 +247,16 @@ class Trainer:
                     if done or self._passed(settings.log_kimg):
                         self._log(marks, on_progress)
                     if done or self._passed(settings.sample_kimg):
-                        save_samples(self.run, self.watch, self.classifier, state, self.hardware)
+                        self._sample()
                     if save:
                         self._save()
                 except Trouble as trouble:
                     self._return(trouble)
                     marks.clear()
                     marks.append((time.perf_counter(), state.images))
-        if model_step(self.run) != state.step:
-            save_model(self.run, state, self.classifier.class_names, self.fingerprint)
+        if self.world.first and model_step(self.run) != state.step:
+            self._save_model()
+        self.world.wait()
         return TrainingResult(state.step, state.images, state.seconds, self.latest)
 
     def _passed(self, kimg: float) -> bool:
@@ -256,11 +286,12 @@ class Trainer:
     def _batch(self, part: int) -> Batch:
         settings, state = self.recipe.training, self.state
         first = state.images + part * settings.batch_size
-        images = self.images.batch(self.order.indices(first, settings.batch_size))
+        own = slice(self.world.rank, None, self.world.size)
+        images = self.images.batch(self.order.indices(first, settings.batch_size)[own])
         if settings.mirror:
-            flip = torch.from_numpy(self.order.mirrored(first, settings.batch_size))
+            flip = torch.from_numpy(self.order.mirrored(first, settings.batch_size)[own])
             images = torch.where(flip[:, None, None, None], images.flip(3), images)
-        random = StepRandom(self.stability.seed, state.step, part, self.hardware.device)
+        random = StepRandom(self.stability.seed, state.step, part, self.hardware.device, self.world)
         # The kinds alternate from batch to batch, also among those whose gradients make one update.
         kind = settings.schedule[(state.step * settings.accumulate + part) % len(settings.schedule)]
         share = adversarial_share(self.recipe, state.images)
@@ -278,6 +309,7 @@ class Trainer:
         for phase in joined:
             for batch in batches:
                 self.loss.accumulate_gradients(phase, batch, gain=1.0 / len(batches))
+        self.world.average_gradients(self.parameters[optimiser])
         update(self.state.optimisers[optimiser])
         for phase in joined:
             batches[0].statistics |= self.loss.after_update(phase, self.state.images, share)
@@ -295,13 +327,14 @@ class Trainer:
         """Write the statistics since the last time; speed over this interval, time left from the last ten."""
         state = self.state
         self._check_statistics()
-        self.latest = self.recent.means()
+        self.latest = self.world.share_means(self.recent.means())
         self.recent.clear()
         self.stability.watch_losses(state.step, self.latest)
         if self.stability.events:
             self.latest["health/learning_rate_share"] = self.stability.rate
         now = (time.perf_counter(), state.images)
-        self.log.write(state, {**self.latest, "images_per_second": _speed(marks[-1], now)})
+        if self.world.first:
+            self.log.write(state, {**self.latest, "images_per_second": _speed(marks[-1], now)})
         speed = _speed(marks[0], now)
         marks.append(now)
         if on_progress is not None:
@@ -309,19 +342,24 @@ class Trainer:
             on_progress(Progress(state.images, self.total_images, speed, left, self.latest))
 
     def _check_statistics(self) -> None:
-        found = self.recent.first_broken()
-        if found is not None:
-            step, keys = found
+        everywhere = [found for found in self.world.share(self.recent.first_broken()) if found is not None]
+        if everywhere:
+            step, keys = min(everywhere)
             raise Trouble(step, f"{', '.join(keys)} not finite")
 
     def _return(self, trouble: Trouble) -> None:
         """Go back to the last good checkpoint, to go on from there if this was the first time."""
+        if not self.world.first:
+            self.world.wait()  # the first one clears up before others read
         found = self.stability.last_good()
+        if self.world.first:
+            self.world.wait()
         if found is not None:
             self.log.close()
             self.recent.clear()
             self.resume(found)
-            save_model(self.run, self.state, self.classifier.class_names, self.fingerprint)
+            if self.world.first:
+                self._save_model()
         self.stability.settle(trouble, None if found is None else self.state.step)
 
     def _save(self) -> None:
@@ -333,16 +371,25 @@ class Trainer:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             raise Trouble(state.step, f"{broken[0]}{more} not finite")
         state.health = self.stability.note()
-        keep = self.recipe.training.keep_checkpoints
-        state.save(self.run, keep, self.fingerprint, images_fingerprint(self.images))
+        if self.world.first:
+            keep = self.recipe.training.keep_checkpoints
+            state.save(self.run, keep, self.fingerprint, images_fingerprint(self.images))
+            self.stability.keep_best(state.step)
+            self._save_model()
         self.saved_step = state.step
-        self.stability.keep_best(state.step)
-        save_model(self.run, state, self.classifier.class_names, self.fingerprint)
+
+    def _save_model(self) -> None:
+        save_model(self.run, self.state, self.classifier.class_names, self.fingerprint)
+
+    def _sample(self) -> None:
+        if self.world.first:
+            save_samples(self.run, self.watch, self.classifier, self.state, self.hardware)
 
     def _stop(self) -> NoReturn:
         state = self.state
         if self.saved_step != state.step:
             self._save()
+        self.world.wait()  # until the checkpoint is written: whoever ends first ends the others
         raise Stopped(
             f"stopped at step {state.step} ({state.images / 1000:.1f} kimg), checkpoint written; "
             f"the same command continues {self.run.path}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stylex.classifiers import Classifier
 from stylex.config import Recipe, StepKind
 from stylex.networks import Networks, conditional_score
+from stylex.parallel import ALONE, World, path_length_images
 from stylex.perceptual import ClassifierDistance, feature_distance
 from stylex.training.augmentation import Augmentation
 from stylex.training.randomness import StepRandom
@@ -122,11 +123,20 @@ class StylexLoss:
 
     Sources: adversarial, R1 and path length Karras et al. 2020; reconstruction, latent and classifier losses
     Lang et al. 2021, equations 1 to 4; "swap" steps are ours (docs/method.md).
+
+    Losses are means over a process's images; averaged over the processes of `world`, their gradients are
+    those of the whole batch.
     """
 
     def __init__(
-        self, networks: Networks, classifier: Classifier, perceptual: nn.Module | None, recipe: Recipe
+        self,
+        networks: Networks,
+        classifier: Classifier,
+        perceptual: nn.Module | None,
+        recipe: Recipe,
+        world: World = ALONE,
     ) -> None:
+        self.world = world
         self.networks = networks
         self.classifier = classifier
         self.perceptual = perceptual
@@ -209,13 +219,13 @@ class StylexLoss:
             w: Tensor = self.networks.encoder(images)
             if kind == "swap":
                 share = random.uniform(len(w), 1)
-                w = share * w + (1 - share) * w[random.permutation(len(w))]
+                w = share * w + (1 - share) * self.world.gather(w)[random.permutation(len(w))]
             return w
         mapping = self.networks.mapping
         assert mapping is not None
         count = len(images)
         w = mapping(random.normal(count, mapping.z_features))
-        mapping.update_mean(w)
+        mapping.update_mean(self.world.gather(w.detach()))
         mixing = self.recipe.training.style_mixing
         if mixing == 0:
             return w
@@ -244,7 +254,7 @@ class StylexLoss:
         order = None
         if batch.kind == "swap":
             order = batch.random.permutation(len(w))
-            condition = None if condition is None else condition[order]
+            condition = None if condition is None else self.world.gather(condition)[order]
         fake = self._synthesise(join(w, condition), batch.random)
         batch.fake, batch.condition = fake.detach(), condition
 
@@ -268,7 +278,7 @@ class StylexLoss:
         weights, note = self.recipe.loss, batch.statistics
         activation = self.classifier.activation
         target = self.classifier.probabilities(self._logits(batch))
-        target = target if order is None else target[order]
+        target = target if order is None else self.world.gather(target)[order]
         # With the classifier's own features as perceptual distance, one pass gives logits and features.
         features = None
         if batch.real_features is not None:
@@ -305,13 +315,14 @@ class StylexLoss:
         kind = batch.kind
         if settings.path_length_in_turn:
             kind = schedule[batch.step // settings.path_length_interval % len(schedule)]
-        count = max(1, len(batch.images) // settings.path_length_batch_shrink)
+        whole = len(batch.images) * self.world.size
+        count = path_length_images(whole, settings.path_length_batch_shrink) // self.world.size
         condition = self.condition(batch)
         if condition is not None:
             condition = condition[:count]
         w = self._w(batch.images[:count], kind, batch.random)
         if kind == "swap" and condition is not None:
-            condition = condition[batch.random.permutation(len(w))]
+            condition = self.world.gather(condition)[batch.random.permutation(len(w))]
         if kind != "sample" and not settings.path_length_trains_encoder:
             w = w.detach()
         if w.dim() == 2:
@@ -323,7 +334,7 @@ class StylexLoss:
         direction = batch.random.normal(*fake.shape) / fake.shape[-1]
         (gradient,) = torch.autograd.grad((fake * direction).sum(), latents, create_graph=True)
         lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
-        found = lengths.detach().mean()
+        found = self.world.mean(lengths.detach().mean())
         mean = self.path_length_mean.lerp(found, 0.01 * share)
         if settings.adversarial_start_kimg > 0:
             # The mean starts at the first lengths, not at 0 as published: pulled to 0, a generator that has
@@ -338,7 +349,7 @@ class StylexLoss:
         fake_score = self._score(self._augmented(batch.fake, batch.random), batch.condition)
         real_score = self._score(self._augmented(batch.images, batch.random), self.condition(batch))
         if self.augmentation is not None:
-            self.augmentation.note(real_score)
+            self.augmentation.note(self.world.gather(real_score.detach()))
         note = batch.statistics
         note["score/fake"], note["score/real"] = fake_score.detach().mean(), real_score.detach().mean()
         loss = F.softplus(fake_score).mean() + F.softplus(-real_score).mean()

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stylex.parallel import ALONE, World
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from any parts, the same on every machine."""
@@ -16,20 +18,31 @@ def derive_seed(*parts: int | str) -> int:
 
 
 class StepRandom:
-    """Draws for one batch of one step. Drawn on the CPU, so that every device sees the same numbers."""
+    """Draws for one batch of one step. Drawn on the CPU, so that every device sees the same numbers.
 
-    def __init__(self, seed: int, step: int, part: int, device: torch.device) -> None:
+    Where several processes share the batch, each draws for all of it and keeps its own images' rows: what an
+    image gets does not depend on the number of processes. Counts and first dimensions are the process's own.
+    """
+
+    def __init__(self, seed: int, step: int, part: int, device: torch.device, world: World = ALONE) -> None:
+        self._world = world
         self._generator = torch.Generator().manual_seed(derive_seed(seed, "step", step, part))
         self._device = device
 
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self._generator).to(self._device)
+    def normal(self, count: int, *shape: int) -> Tensor:
+        """Standard normal numbers [count, …]."""
+        whole = torch.randn(count * self._world.size, *shape, generator=self._generator)
+        return self._world.own(whole).to(self._device)
 
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=self._generator).to(self._device)
+    def uniform(self, count: int, *shape: int) -> Tensor:
+        """Numbers from 0 to 1 [count, …]."""
+        whole = torch.rand(count * self._world.size, *shape, generator=self._generator)
+        return self._world.own(whole).to(self._device)
 
     def permutation(self, count: int) -> Tensor:
-        return torch.randperm(count, generator=self._generator).to(self._device)
+        """Another image of the whole batch for each of this process's, as its number there: int64 [count]."""
+        whole = torch.randperm(count * self._world.size, generator=self._generator)
+        return self._world.own(whole).to(self._device)
 
 
 class DataOrder:

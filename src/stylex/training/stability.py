@@ -30,6 +30,7 @@ from stylex.classifiers import Classifier
 from stylex.data import ImageSet
 from stylex.errors import CheckpointError, RunError, TrainingDiverged
 from stylex.hardware import Hardware
+from stylex.parallel import ALONE, World
 from stylex.run import PARTIAL, Run, read_json, read_tensors, write_atomically, write_json
 from stylex.training.checkpoint import TrainingState
 from stylex.training.losses import agreement, join
@@ -200,8 +201,10 @@ class HealthRecord:
 class Stability:
     """Watches one training; the loop asks it for rate and seed, and tells it what it logs and saves."""
 
-    def __init__(self, run: Run, images: ImageSet, classifier: Classifier, hardware: Hardware) -> None:
-        self.run, self.classifier = run, classifier
+    def __init__(
+        self, run: Run, images: ImageSet, classifier: Classifier, hardware: Hardware, world: World = ALONE
+    ) -> None:
+        self.run, self.classifier, self.world = run, classifier, world
         self._images = images.batch(np.arange(len(images))).to(hardware.device)
         self._kind = run.config.recipe.network.condition
         self._warned: set[str] = set()
@@ -237,7 +240,7 @@ class Stability:
         metrics = self.run.metrics_file
         for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []:
             self.losses.add(json.loads(line))
-        if self.record.best_step == step and self._step_of_best() != step:
+        if self.world.first and self.record.best_step == step and self._step_of_best() != step:
             self.keep_best(step)  # killed between the checkpoint and its second name
 
     def begin(self, state: TrainingState) -> None:
@@ -261,7 +264,8 @@ class Stability:
         tensors = measure_health(state, self._images, self.classifier, self._kind)
         if not tensors:
             return {}
-        found = {key: float(value) for key, value in tensors.items()}
+        # What the first process finds counts: all must decide alike.
+        found = self.world.share({key: float(value) for key, value in tensors.items()})[0]
         if not all(map(math.isfinite, found.values())):
             return tensors  # the loop finds numbers that are not finite itself
         wrong, notable = self.record.failures(found, share_done)
@@ -302,10 +306,10 @@ class Stability:
                 continue
             if (header.get("health") or {}).get("suspect"):
                 continue
-            if file == self.best_file:
+            if file == self.best_file and self.world.first:
                 file = self.run.checkpoints / f"step-{header['step']:08d}.safetensors"
                 _duplicate(self.best_file, file)
-            for later in files:
+            for later in files if self.world.first else ():
                 if later > file:
                     later.unlink(missing_ok=True)
             return tensors, header, file
@@ -334,9 +338,9 @@ class Stability:
                 "(--set training.learning_rate=…) or fp32 (--precision fp32) in a new run"
             )
         self.events.append({"step": trouble.step, "cause": trouble.cause, "returned_to": good_step})
-        write_json(
-            self.run.path / "stability.json", {"returns": self.events, "learning_rate_share": self.rate}
-        )
+        if self.world.first:
+            record = {"returns": self.events, "learning_rate_share": self.rate}
+            write_json(self.run.path / "stability.json", record)
         log.warning(
             "%s: %s; returned to the checkpoint of step %d, going on with half the learning rate",
             self.run.path,

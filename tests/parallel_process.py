@@ -1,0 +1,78 @@
+"""One process of several: gradients of every phase, written to a file. torchrun … parallel_process.py OUT."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import training_problems as problems
+from stylex.parallel import ALONE, World, joined
+from stylex.training.loop import Trainer
+
+DEVIATION = ("training.batch_size=8", "network.deviation_group=4", "loss.r1_interval=2")
+
+CASES: dict[str, tuple[str, Sequence[str], int]] = {
+    "encode": ("fast", (*DEVIATION, "loss.path_length_interval=2"), 0),
+    "swap": ("fast", (*DEVIATION, "loss.path_length_interval=1", "training.noise=random"), 1),
+    "sample": ("stylex", (*DEVIATION, "loss.path_length_interval=1", "training.style_mixing=0.9"), 1),
+    "plain": ("stylegan2", DEVIATION, 0),
+    "logits": ("study", DEVIATION, 0),
+    "accumulated": (
+        "fast",
+        (*DEVIATION, "training.accumulate=2", "loss.path_length_interval=1"),
+        0,
+    ),
+}
+"""Name: recipe, settings, and the step whose phases are run (its number decides the kind of step)."""
+
+
+def gradients(path: Path, world: World, case: str) -> dict[str, Tensor]:
+    """Averaged gradients of every phase of one step, and the buffers and means that the step changes."""
+    name, settings, step = CASES[case]
+    run = problems.make_run(path / f"{case}-{world.rank}-{world.size}", name, settings)
+    trainer = Trainer(
+        run, problems.images(), problems.classifier(), problems.HARDWARE, problems.images(3), world
+    )
+    state = trainer.state
+    with torch.no_grad():  # the steps before it would have moved the noise's strengths away from zero
+        for key, parameter in state.networks.generator.named_parameters():
+            if "noise" in key:
+                parameter.fill_(0.1)
+    state.step, state.images = step, step * trainer.images_per_step
+    batches = [trainer._batch(part) for part in range(trainer.recipe.training.accumulate)]
+    found: dict[str, Tensor] = {}
+    for phase in trainer.phases:
+        for name, parameters in trainer.parameters.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name == phase.optimiser)
+        for batch in batches:
+            trainer.loss.accumulate_gradients(phase, batch, gain=1.0 / len(batches))
+        world.average_gradients(trainer.parameters[phase.optimiser])
+        for part, network in state.networks.parts().items():
+            for key, parameter in network.named_parameters():
+                if parameter.grad is not None:
+                    found[f"{phase.name}/{part}/{key}"] = parameter.grad.clone()
+                    parameter.grad = None
+    found["path_length_mean"] = trainer.loss.path_length_mean.clone()
+    if state.networks.mapping is not None:
+        found["mean_w"] = state.networks.mapping.mean_w.clone()
+    for key in sorted({key for batch in batches for key in batch.statistics}):
+        local = torch.stack([batch.statistics[key] for batch in batches if key in batch.statistics]).mean()
+        found[f"statistics/{key}"] = world.mean(local)
+    return found
+
+
+def alone(path: Path, case: str) -> dict[str, Tensor]:
+    """The same by one process with the whole batch."""
+    return gradients(path, ALONE, case)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    with joined(device="cpu") as together:
+        results = {case: gradients(folder, together, case) for case in CASES}
+        torch.save(results, folder / f"rank{together.rank}.pt")

@@ -1,0 +1,96 @@
+"""Two processes equal one with the whole batch: gradients of every phase, and whole trainings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import parallel_process as process
+import training_problems as problems
+from stylex.errors import ConfigError
+from stylex.parallel import World, buckets, check_shares, world_size
+from stylex.training.randomness import StepRandom
+
+Results = dict[str, dict[str, Tensor]]
+
+
+def torchrun(*arguments: str, processes: int = 2) -> list[str]:
+    """A command that starts processes on this machine which meet at a free port."""
+    options = ("--standalone", f"--nproc-per-node={processes}")
+    return [sys.executable, "-m", "torch.distributed.run", *options, *arguments]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
+    """What each of two gloo processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    script = Path(__file__).parent / "parallel_process.py"
+    done = subprocess.run(
+        torchrun(str(script), str(folder)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    return first, second
+
+
+@pytest.mark.parametrize("case", process.CASES)
+def test_gradients_of_two_processes_equal_those_of_one(
+    tmp_path: Path, two_processes: tuple[Results, Results], case: str
+) -> None:
+    expected = process.alone(tmp_path, case)
+    phases = {key.split("/")[0] for key in expected}
+    assert {"generator", "path_length", "discriminator", "r1"} <= phases
+    for found in (results[case] for results in two_processes):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            error = (found[key] - value).norm() / value.norm().clamp(min=1e-6)
+            assert error < 2e-5, f"{key}: off by {error:.1e}"
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_draws_are_rows_of_the_whole_batch(size: int) -> None:
+    device = torch.device("cpu")
+    whole = StepRandom(3, 5, 0, device)
+    parts = [StepRandom(3, 5, 0, device, World(rank=rank, size=size)) for rank in range(size)]
+    normal, uniform, order = whole.normal(8, 2, 3), whole.uniform(8, 1), whole.permutation(8)
+    for rank, part in enumerate(parts):
+        assert torch.equal(part.normal(8 // size, 2, 3), normal[rank::size])
+        assert torch.equal(part.uniform(8 // size, 1), uniform[rank::size])
+        assert torch.equal(part.permutation(8 // size), order[rank::size])
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    recipe = problems.recipe("fast", ["training.batch_size=12", "loss.path_length_batch_shrink=2"])
+    check_shares(recipe, 2)
+    with pytest.raises(ConfigError, match=r"batch_size is 12.*multiple of the 8 processes, such as 16"):
+        check_shares(recipe, 8)
+    with pytest.raises(ConfigError, match=r"path length takes 6 of 12 images.*4 processes"):
+        check_shares(recipe, 4)
+    check_shares(problems.recipe("fast", ["training.batch_size=12", "loss.path_length=0"]), 4)
+
+
+def test_a_launcher_that_started_another_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world_size(None, 1) == 1
+    assert world_size(4, 2) == 8
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert world_size(None, 1) == 2
+    with pytest.raises(ConfigError, match="torchrun started 2 processes"):
+        world_size(4, 1)
+
+
+def test_buckets_hold_every_tensor_once_and_no_more_than_asked() -> None:
+    tensors = [torch.zeros(count) for count in (3, 1, 9, 2, 2)] + [torch.zeros(1, dtype=torch.float64)]
+    found = list(buckets(tensors, 20))
+    assert [[tensor.numel() for tensor in bucket] for bucket in found] == [[3, 1], [9], [2, 2], [1]]
+    assert [id(tensor) for bucket in found for tensor in bucket] == [id(tensor) for tensor in tensors]
