@@ -17,11 +17,11 @@ from stylex.cli.output import (
     Threads,
     choose_hardware,
     note,
-    progress,
     result,
 )
 from stylex.config import Recipe, RunConfig, differences, load_named, load_recipe, override, validate
 from stylex.errors import ConfigError, DataError, RunError
+from stylex.hardware import Hardware
 from stylex.run import Run
 
 
@@ -41,6 +41,16 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Recipe setting, section.key=value.")
     ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Time for training: 2h, 90m, 1h30m; widths and length are fitted.")
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", help="Trained run of the same images whose weights to start with."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what training would take; write nothing.")
+    ] = False,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
@@ -48,55 +58,53 @@ def train(
 ) -> None:
     """Train encoder, generator and discriminator around a classifier; continue the run if it exists."""
     from stylex import classifiers, training
-    from stylex.data import load_dataset
+    from stylex.cli.live import TrainingView
+    from stylex.data import load_dataset, preview
+    from stylex.training.origin import read_origin
+    from stylex.training.plan import parse_duration, plan
+    from stylex.training.setup import NO_WARM_UP, Request, create_run
 
-    given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
-    said: dict[str, Any] = load_named("experiments", experiment) if experiment else {}
-    said |= {key: value for key, value in given.items() if value is not None}
+    budget = None if time_budget is None else parse_duration(time_budget)
+    assignments = tuple(set_ or ())
+    run, origin = None, None
     if (out / "run.json").exists() or (out / "config.yaml").exists():
-        run: Run | None = (found := Run.open(out))
-        config = _same_settings(found, said, recipe, set_ or [])
+        run = Run.open(out)
+        given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
+        said: dict[str, Any] = load_named("experiments", experiment) if experiment else {}
+        said |= {key: value for key, value in given.items() if value is not None}
+        wanted = [NO_WARM_UP, *assignments] if from_ is not None and recipe else list(assignments)
+        config = _same_settings(run, said, recipe, wanted, chosen=budget is not None)
+        explained = _same_classifier(run, classifier)
+        hardware = choose_hardware(device, precision, threads)
     else:
-        if data is None or classifier is None:
-            raise ConfigError("a new run needs --data and --classifier")
-        run = None
-        said.setdefault("experiment", Path(data).name or data)
-        if recipe is None and "recipe" in said:  # the experiment's own
-            said["recipe"] = override(said["recipe"], set_ or [])
-        else:
-            said["recipe"] = load_recipe(recipe or "fast", set_ or []).model_dump()
-        config = validate(RunConfig, said, f"settings of {out}")
+        Run.check_free(out)
+        origin = None if from_ is None else read_origin(from_)
+        request = Request(data, classifier, recipe, experiment, size, group, seed, assignments, origin)
+        config = request.settings(out)
+        explained = classifiers.load(config.classifier)
+        hardware = choose_hardware(device, precision, threads)
+        source = preview(config.data, group=config.group)
+        planned = plan(config, source, explained, hardware, fixed=request.fixed(), budget_s=budget)
+        config = planned.config
+        for reason in planned.reasons:
+            note(f"chosen: {reason}")
+    if dry_run:
+        _estimate(out, run, config, data or config.data, explained, hardware, as_json)
+        return
     dataset = load_dataset(data or config.data, size=config.resolution, group=config.group, labelled=False)
     if not len(dataset.training):
         raise DataError(f"{data or config.data}: none of its images is one to train on; add images")
-    if run is None:
-        explained = classifiers.load(config.classifier)
-    else:
-        if data is not None:
-            _same_data(run, data, dataset.fingerprint)
-        explained = _same_classifier(run, classifier)
     explained.check(dataset.training.batch(slice(0, 8)))
-    chosen = choose_hardware(device, precision, threads)
     if run is None:
-        hashes = {"data": dataset.fingerprint, "classifier": explained.fingerprint}
-        run = Run.create(out, config, hashes)
+        run = create_run(out, config, dataset, explained, hardware, origin)
+    elif data is not None:
+        _same_data(run, data, dataset.fingerprint)
     if explained.can_be_saved and not run.classifier_file.exists():
         explained.save(run.classifier_file)
-    with progress() as display:
-        task = display.add_task("training", total=int(config.recipe.training.total_kimg * 1000))
-
-        def show(now: Any) -> None:
-            shown = ("l1", "encode/agreement", "swap/agreement", "adversarial", "class_free_styles")
-            figures = ", ".join(f"{key} {now.statistics[key]:.3f}" for key in shown if key in now.statistics)
-            display.update(
-                task,
-                completed=now.images,
-                total=now.total_images,
-                description=f"training, {now.images_per_second:.0f} images/s, {figures}",
-            )
-
+    about = f"{config.recipe.name}, {config.resolution} px, {hardware.precision} on {hardware.device}"
+    with TrainingView(run, about) as view:
         done = training.train(
-            run, dataset.training, explained, chosen, watch=_watched(dataset), on_progress=show
+            run, dataset.training, explained, hardware, watch=_watched(dataset), on_progress=view.update
         )
     if not run.model_file.exists():
         raise RunError(f"{out}: training ended without a model file")
@@ -115,16 +123,50 @@ def train(
     )
 
 
-def _same_settings(run: Run, said: dict[str, Any], recipe: str | None, assignments: list[str]) -> RunConfig:
-    """The run's settings.
+def _estimate(
+    out: Path,
+    run: Run | None,
+    config: RunConfig,
+    data: str,
+    explained: Classifier,
+    hardware: Hardware,
+    as_json: bool,
+) -> None:
+    """The result of a dry run."""
+    from stylex.cli.estimate import describe
+    from stylex.data import preview
+    from stylex.training.costs import estimate
+
+    found = None if run is None else run.newest_checkpoint()
+    done = 0 if found is None else int(found[1]["images"])
+    images = preview(data, group=config.group)
+    few = images.sample(config.resolution, 2 * config.recipe.training.batch_size)
+    measured = estimate(config, few, explained, hardware, images_done=done)
+    content = {
+        "run": str(out),
+        "training_images": images.training,
+        "settings": config.model_dump(mode="json"),
+        **measured.content(),
+    }
+    result(as_json, content, describe(out, config, measured, images.training))
+
+
+def _same_settings(
+    run: Run, said: dict[str, Any], recipe: str | None, assignments: list[str], *, chosen: bool
+) -> RunConfig:
+    """The run's settings; with `chosen`, those that a time budget decided are not compared.
 
     Raises:
         ConfigError: the command line asks for others; data and classifier are compared by content elsewhere.
     """
+    from stylex.training.plan import keep_choices
+
     config = run.config
     wanted: Recipe = config.recipe
     if recipe is not None:
         wanted = load_recipe(recipe, assignments)
+        if chosen:
+            wanted = keep_choices(wanted, config.recipe, assignments)
     elif assignments:
         wanted = validate(
             Recipe, override(config.recipe.model_dump(), assignments), f"settings of {run.path}"

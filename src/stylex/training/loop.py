@@ -198,7 +198,7 @@ class Trainer:
         marks = deque([(time.perf_counter(), state.images)], maxlen=10)
         with stop_requests() as stop, self.log:
             if state.images == 0:
-                save_samples(self.run, self.watch, self.classifier, state, self.hardware)
+                save_samples(self.run, self.watch, self.classifier, state, self.hardware, self.log)
                 self.stability.begin(state)
             while state.images < self.total_images:
                 try:
@@ -218,7 +218,7 @@ class Trainer:
                     if done or self._passed(settings.log_kimg):
                         self._log(marks, on_progress)
                     if done or self._passed(settings.sample_kimg):
-                        save_samples(self.run, self.watch, self.classifier, state, self.hardware)
+                        save_samples(self.run, self.watch, self.classifier, state, self.hardware, self.log)
                     if save:
                         self._save()
                 except Trouble as trouble:
