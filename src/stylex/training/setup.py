@@ -15,7 +15,6 @@ from stylex.hardware import Hardware
 from stylex.run import Run
 from stylex.training.origin import Origin, check_fits, write_start
 
-
 NO_WARM_UP = "loss.adversarial_start_kimg=0"
 """With an origin: its networks reconstruct already."""
 
