@@ -322,6 +322,18 @@ def validate(kind: type[S], settings: Mapping[str, Any], where: str) -> S:
         raise ConfigError(f"{where}: {key}: {message}{shown}{more}") from None
 
 
+def changed(settings: S, changes: Mapping[str, Any]) -> S:
+    """Settings with some values replaced, `section.key` → value, validated anew; errors as for `validate`."""
+    content = settings.model_dump()
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return validate(type(settings), content, "settings")
+
+
 def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     """A recipe by name or file, with `--set` assignments applied."""
     return validate(Recipe, override(load_named("recipes", name), assignments), f"recipe {name}")

@@ -181,29 +181,48 @@ class Run:
         self.config = config
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, hashes: Mapping[str, str] | None = None) -> Run:
+    def create(
+        cls,
+        path: Path,
+        config: RunConfig,
+        hashes: Mapping[str, str] | None = None,
+        *,
+        origin: Mapping[str, Any] | None = None,
+        prepare: Callable[[Run], object] | None = None,
+    ) -> Run:
         """Start a run in a new or empty directory.
 
         Args:
             hashes: of what it is made from, by what it is ("data", "classifier"); kept in run.json.
+            origin: the run whose weights it starts with, kept in run.json under "from".
+            prepare: writes what the run must not be without; if it does not end, the run is half-written.
 
         Raises:
             RunError: the directory exists and holds something else, which is never overwritten; or it cannot
                 be written, and then no half-written run stays behind.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(
-                f"{path}: exists and is not an empty directory; nothing was overwritten, choose another"
-            )
+        cls.check_free(path)
         run = cls(path, config)
         write_atomically(run.config_file, lambda file: file.write(dump_yaml(config).encode()))
         about = {"format": FORMAT, "experiment": config.experiment, "hashes": dict(hashes or {})}
+        if origin is not None:
+            about["from"] = dict(origin)
+        if prepare is not None:
+            prepare(run)
         try:
             write_json(run.path / "run.json", about | provenance())
         except BaseException:
             run.config_file.unlink(missing_ok=True)
             raise
         return run
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raises RunError unless a run can be created here: a new or empty directory."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(
+                f"{path}: exists and is not an empty directory; nothing was overwritten, choose another"
+            )
 
     @classmethod
     def open(cls, path: Path) -> Run:

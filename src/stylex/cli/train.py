@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stylex import hardware, parallel
+from stylex import classifiers, hardware, parallel
 from stylex.classifiers import Classifier
 from stylex.cli.output import (
     AsJson,
@@ -18,7 +18,6 @@ from stylex.cli.output import (
     Threads,
     choose_hardware,
     note,
-    progress,
     result,
 )
 from stylex.config import Recipe, RunConfig, differences, load_named, load_recipe, override, validate
@@ -29,6 +28,7 @@ from stylex.run import Run
 
 if TYPE_CHECKING:
     from stylex.training.loop import TrainingResult
+    from stylex.training.setup import Request
 
 
 def train(
@@ -47,6 +47,16 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Recipe setting, section.key=value.")
     ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Time for training: 2h, 90m, 1h30m; widths and length are fitted.")
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", help="Trained run of the same images whose weights to start with."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what training would take; write nothing.")
+    ] = False,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
@@ -59,27 +69,43 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train encoder, generator and discriminator around a classifier; continue the run if it exists."""
-    given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
-    said: dict[str, Any] = load_named("experiments", experiment) if experiment else {}
-    said |= {key: value for key, value in given.items() if value is not None}
+    from stylex.training.origin import read_origin
+    from stylex.training.plan import parse_duration
+    from stylex.training.setup import NO_WARM_UP, Request
+
+    budget = None if time_budget is None else parse_duration(time_budget)
+    assignments = tuple(set_ or ())
+    run, request = None, None
     if (out / "run.json").exists() or (out / "config.yaml").exists():
-        run: Run | None = (found := Run.open(out))
-        config = _same_settings(found, said, recipe, set_ or [])
+        run = Run.open(out)
+        given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
+        said: dict[str, Any] = load_named("experiments", experiment) if experiment else {}
+        said |= {key: value for key, value in given.items() if value is not None}
+        wanted = [NO_WARM_UP, *assignments] if from_ is not None and recipe else list(assignments)
+        config = _same_settings(run, said, recipe, wanted, chosen=budget is not None)
     else:
-        if data is None or classifier is None:
-            raise ConfigError("a new run needs --data and --classifier")
-        run = None
-        said.setdefault("experiment", Path(data).name or data)
-        if recipe is None and "recipe" in said:  # the experiment's own
-            said["recipe"] = override(said["recipe"], set_ or [])
-        else:
-            said["recipe"] = load_recipe(recipe or "fast", set_ or []).model_dump()
-        config = validate(RunConfig, said, f"settings of {out}")
-    parallel.check_shares(config.recipe, parallel.world_size(devices, nodes))
+        Run.check_free(out)
+        origin = None if from_ is None else read_origin(from_)
+        request = Request(data, classifier, recipe, experiment, size, group, seed, assignments, origin)
+        config = request.settings(out)
+    processes = parallel.world_size(devices, nodes)
+    parallel.check_shares(config.recipe, processes)
+    if dry_run and processes > 1:
+        raise ConfigError("--dry-run measures one process; leave --devices and --nodes out")
     try:
         with parallel.joined(devices, nodes, device) as world:
             chosen = _hardware((device, precision, threads), world)
-            done = _train(out, config, run, (data, classifier), chosen, world)
+            with parallel.one_at_a_time(world):
+                if run is None:
+                    explained = classifiers.load(config.classifier)
+                else:
+                    explained = _same_classifier(run, classifier)
+            if request is not None:
+                config = _planned(config, request, explained, chosen, budget, world)
+            if dry_run:
+                _estimate(out, run, config, data or config.data, explained, chosen, as_json)
+                return
+            done = _train(out, config, run, request, data, explained, chosen, world)
     except Stopped as stopped:
         if world.first:
             raise
@@ -89,37 +115,57 @@ def train(
         _report(out, done, as_json)
 
 
+def _planned(
+    config: RunConfig,
+    request: Request,
+    explained: Classifier,
+    chosen: Hardware,
+    budget: float | None,
+    world: World,
+) -> RunConfig:
+    """The settings with what was left to choose, chosen by the first process for all."""
+    from stylex.data import preview
+    from stylex.training.plan import plan
+
+    if world.first:
+        source = preview(config.data, group=config.group)
+        planned = plan(config, source, explained, chosen, fixed=request.fixed(), budget_s=budget)
+        config = planned.config
+        for reason in planned.reasons:
+            note(f"chosen: {reason}")
+    settings = world.share(config.model_dump(mode="json") if world.first else {})[0]
+    return config if world.first else validate(RunConfig, settings, "settings")
+
+
 def _train(
     out: Path,
     config: RunConfig,
     run: Run | None,
-    named: tuple[str | None, str | None],
+    request: Request | None,
+    data: str | None,
+    explained: Classifier,
     chosen: Hardware,
     world: World,
 ) -> TrainingResult:
-    """One process's part: load what is needed, create the run if this is the first process, train.
+    """One process's part: load the images, create the run if this is the first process, train.
 
-    `named` are data and classifier as the command line names them, if it does.
+    `data` is the source that the command line names, if it does.
     """
-    from stylex import classifiers, training
+    from stylex import training
+    from stylex.cli.live import TrainingView
     from stylex.data import load_dataset
+    from stylex.training.setup import create_run
 
-    data, classifier = named
     source = data or config.data
     with parallel.one_at_a_time(world):
         dataset = load_dataset(source, size=config.resolution, group=config.group, labelled=False)
-        if run is None:
-            explained = classifiers.load(config.classifier)
-        else:
-            explained = _same_classifier(run, classifier)
     if not len(dataset.training):
         raise DataError(f"{source}: none of its images is one to train on; add images")
+    explained.check(dataset.training.batch(slice(0, 8)))
     if run is not None and data is not None:
         _same_data(run, data, dataset.fingerprint)
-    explained.check(dataset.training.batch(slice(0, 8)))
     if run is None and world.first:
-        hashes = {"data": dataset.fingerprint, "classifier": explained.fingerprint}
-        run = Run.create(out, config, hashes)
+        run = create_run(out, config, dataset, explained, chosen, None if request is None else request.origin)
     world.wait()  # until the run is there
     run = run or Run.open(out)
     if world.first and explained.can_be_saved and not run.classifier_file.exists():
@@ -127,21 +173,10 @@ def _train(
     watched = _watched(dataset)
     if not world.first:
         return training.train(run, dataset.training, explained, chosen, watch=watched, world=world)
-    with progress() as display:
-        task = display.add_task("training", total=int(config.recipe.training.total_kimg * 1000))
-
-        def show(now: Any) -> None:
-            shown = ("l1", "encode/agreement", "swap/agreement", "adversarial", "class_free_styles")
-            figures = ", ".join(f"{key} {now.statistics[key]:.3f}" for key in shown if key in now.statistics)
-            display.update(
-                task,
-                completed=now.images,
-                total=now.total_images,
-                description=f"training, {now.images_per_second:.0f} images/s, {figures}",
-            )
-
+    about = f"{config.recipe.name}, {config.resolution} px, {chosen.precision} on {chosen.device}"
+    with TrainingView(run, about) as view:
         return training.train(
-            run, dataset.training, explained, chosen, watch=watched, on_progress=show, world=world
+            run, dataset.training, explained, chosen, watch=watched, on_progress=view.update, world=world
         )
 
 
@@ -177,16 +212,50 @@ def _report(out: Path, done: TrainingResult, as_json: bool) -> None:
     )
 
 
-def _same_settings(run: Run, said: dict[str, Any], recipe: str | None, assignments: list[str]) -> RunConfig:
-    """The run's settings.
+def _estimate(
+    out: Path,
+    run: Run | None,
+    config: RunConfig,
+    data: str,
+    explained: Classifier,
+    hardware: Hardware,
+    as_json: bool,
+) -> None:
+    """The result of a dry run."""
+    from stylex.cli.estimate import describe
+    from stylex.data import preview
+    from stylex.training.costs import estimate
+
+    found = None if run is None else run.newest_checkpoint()
+    done = 0 if found is None else int(found[1]["images"])
+    images = preview(data, group=config.group)
+    few = images.sample(config.resolution, 2 * config.recipe.training.batch_size)
+    measured = estimate(config, few, explained, hardware, images_done=done)
+    content = {
+        "run": str(out),
+        "training_images": images.training,
+        "settings": config.model_dump(mode="json"),
+        **measured.content(),
+    }
+    result(as_json, content, describe(out, config, measured, images.training))
+
+
+def _same_settings(
+    run: Run, said: dict[str, Any], recipe: str | None, assignments: list[str], *, chosen: bool
+) -> RunConfig:
+    """The run's settings; with `chosen`, those that a time budget decided are not compared.
 
     Raises:
         ConfigError: the command line asks for others; data and classifier are compared by content elsewhere.
     """
+    from stylex.training.plan import keep_choices
+
     config = run.config
     wanted: Recipe = config.recipe
     if recipe is not None:
         wanted = load_recipe(recipe, assignments)
+        if chosen:
+            wanted = keep_choices(wanted, config.recipe, assignments)
     elif assignments:
         wanted = validate(
             Recipe, override(config.recipe.model_dump(), assignments), f"settings of {run.path}"

@@ -5,6 +5,7 @@ from stylex.data.avatars import RenderedAvatars, render_avatars
 from stylex.data.decode import decode_image
 from stylex.data.faces import FACTORS, STANDARD_VALUES, render_face
 from stylex.data.images import Dataset, ImageSet, check_size
+from stylex.data.preview import Preview, preview
 from stylex.data.sources import load_dataset
 from stylex.data.splits import split_of
 
@@ -14,10 +15,12 @@ __all__ = [
     "AvatarSpec",
     "Dataset",
     "ImageSet",
+    "Preview",
     "RenderedAvatars",
     "check_size",
     "decode_image",
     "load_dataset",
+    "preview",
     "render_avatars",
     "render_face",
     "split_of",

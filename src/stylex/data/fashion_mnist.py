@@ -82,6 +82,7 @@ def list_fashion_mnist(folder: Path | None = None) -> Listing:
         class_names=CLASS_NAMES,
         read=read,
         native_size=lambda: NATIVE_SIZE,
+        side=lambda entry: NATIVE_SIZE,
     )
 
 

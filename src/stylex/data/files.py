@@ -29,6 +29,7 @@ def list_files(name: str, root: Path, home: Path, entries: Sequence[Entry]) -> L
         class_names=tuple(classes) if classes else None,
         read=read,
         native_size=lambda: _native_size(home, root, ordered),
+        side=lambda entry: min(upright_size(root / entry.name)),
     )
 
 

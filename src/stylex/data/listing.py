@@ -31,7 +31,8 @@ class Listing:
     """A source: its entries, set after set and by name within a set, and how to read one of them.
 
     `read(entry, size)` gives uint8 [size, size, 3] or raises UnreadableImageError. `native_size` looks up the
-    size that all images share, a power of two, or raises DataError. `home` tells this source from others.
+    size that all images share, a power of two, or raises DataError. `side(entry)` is the shorter side of one
+    image in pixels, or raises UnreadableImageError. `home` tells this source from others.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Listing:
     class_names: tuple[str, ...] | None
     read: Reader
     native_size: Callable[[], int]
+    side: Callable[[Entry], int]
 
 
 def assign_splits(

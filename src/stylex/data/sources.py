@@ -54,7 +54,7 @@ def load_dataset(
     """
     if size is not None:
         check_size(size)
-    listing = _list(source, group, labelled)
+    listing = list_source(source, group, labelled)
     pixels = listing.native_size() if size is None else size
     decoded = decode_all(listing, pixels, use_cache=use_cache, on_progress=on_progress)
     _check_skipped(source, listing, decoded)
@@ -73,7 +73,8 @@ def load_dataset(
     )
 
 
-def _list(source: str | Path, group: str | None, labelled: bool) -> Listing:
+def list_source(source: str | Path, group: str | None, labelled: bool) -> Listing:
+    """What a source holds, nothing decoded yet. Raises DataError as `load_dataset` does."""
     name, _, folder = str(source).partition(":")
     if isinstance(source, str) and name == _NAMED:
         if group is not None:

@@ -134,7 +134,7 @@ def check_same_run(header: Mapping[str, Any], run: Run, classifier: Classifier, 
         saved = validate(RunConfig, header["config"], str(file))
     except (ConfigError, KeyError, TypeError, ValueError):
         raise CheckpointError(f"{file}: holds no config that this stylex understands") from None
-    before, now = _wiring(saved), _wiring(run.config)
+    before, now = wiring(saved), wiring(run.config)
     changed = [f"{key} {before[key]}, now {now[key]}" for key in now if before[key] != now[key]]
     if changed:
         raise CheckpointError(
@@ -148,7 +148,7 @@ def check_same_run(header: Mapping[str, Any], run: Run, classifier: Classifier, 
         )
 
 
-def _wiring(config: RunConfig) -> dict[str, Any]:
+def wiring(config: RunConfig) -> dict[str, Any]:
     """The settings that decide which networks there are."""
     recipe = config.recipe
     parts = {"resolution": config.resolution, "encoder": recipe.encodes, "mapping": recipe.samples}

@@ -383,7 +383,7 @@ class Trainer:
 
     def _sample(self) -> None:
         if self.world.first:
-            save_samples(self.run, self.watch, self.classifier, self.state, self.hardware)
+            save_samples(self.run, self.watch, self.classifier, self.state, self.hardware, self.log)
 
     def _stop(self) -> NoReturn:
         state = self.state

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -100,20 +101,34 @@ class MetricsLog:
         """
         entry = {"step": state.step, "images": state.images, "seconds": round(state.seconds, 2)}
         entry |= {key: float(f"{value:.6g}") for key, value in statistics.items()}
-        try:
+        with self._written():
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
-            if self._board is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self._folder), purge_step=self._purge)
+            board = self._open_board()
             for key, value in statistics.items():
-                self._board.add_scalar(key, value, state.step)
+                board.add_scalar(key, value, state.step)
+
+    def picture(self, state: TrainingState, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """Show a picture [H, W, 3], uint8, in TensorBoard, under "samples"; errors as for `write`."""
+        with self._written():
+            self._open_board().add_image("samples", pixels, state.step, dataformats="HWC")
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             reason = error.strerror or str(error)
             raise RunError(
                 f"{self._file}: could not be written ({reason}); the last checkpoint stands"
             ) from None
+
+    def _open_board(self) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self._folder), purge_step=self._purge)
+        return self._board
 
     def close(self) -> None:
         """Write out TensorBoard's curves; what a full disk does not take is lost: metrics.jsonl has it."""
@@ -136,9 +151,14 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 @torch.no_grad()
 def save_samples(
-    run: Run, watch: ImageSet, classifier: Classifier, state: TrainingState, hardware: Hardware
+    run: Run,
+    watch: ImageSet,
+    classifier: Classifier,
+    state: TrainingState,
+    hardware: Hardware,
+    log: MetricsLog | None = None,
 ) -> None:
-    """Write samples/NNNNNN.png (thousands of images seen), from the averaged weights.
+    """Write samples/NNNNNN.png (thousands of images seen), from the averaged weights; show it in the log too.
 
     With an encoder: the images, their reconstructions, and the reconstructions with each class as condition.
     With a mapping: a last row of images from sampled z with the conditions of the row of images.
@@ -164,10 +184,13 @@ def save_samples(
         w = mapping(random.normal(len(images), mapping.z_features), truncation=0.7)
         rows.append(_render(generator, w, condition))
     buffer = io.BytesIO()
-    Image.fromarray(to_grid(rows)).save(buffer, format="PNG")
+    grid = to_grid(rows)
+    Image.fromarray(grid).save(buffer, format="PNG")
     write_atomically(
         run.path / "samples" / f"{state.images // 1000:06d}.png", lambda file: file.write(buffer.getvalue())
     )
+    if log is not None:
+        log.picture(state, grid)
 
 
 def _render(generator: Any, w: Tensor, condition: Tensor | None) -> Tensor:

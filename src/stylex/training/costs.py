@@ -1,0 +1,346 @@
+"""What a training costs on this machine: parameters counted, real steps timed, their memory measured."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from stylex.classifiers import Classifier
+from stylex.config import Recipe, RunConfig, StepKind, changed
+from stylex.data import ImageSet
+from stylex.hardware import (
+    Hardware,
+    available_memory,
+    peak_memory,
+    release_freed_memory,
+    start_peak_memory,
+    used_memory,
+)
+from stylex.networks import build
+from stylex.run import Run
+from stylex.training.loop import Trainer, parameter_count, total_images
+from stylex.training.losses import Phase, phases
+
+SAFE_SHARE = 0.8
+"""Share of the available memory that a training may fill."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a recipe's networks.
+
+    `parameters` of each part; `searchable` style coordinates of the `styles`; `state_bytes`: weights and
+    their gradients, two Adam moments, and the averaged weights of all parts but the discriminator, in fp32.
+    """
+
+    parameters: dict[str, int]
+    searchable: int
+    styles: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds and bytes of a step, measured on one batch of `batch_size` images.
+
+    Attributes:
+        kinds: seconds of generator and discriminator phase with all that a step has besides, for each kind.
+        phases: seconds that "path_length" and "r1" add to a step on which they are due.
+        warm_up: seconds of a step in the warm-up; None where the recipe has none.
+        activation_bytes: memory above the networks' and optimisers' state at the worst moment.
+        base_bytes: what the process held before there were networks.
+        rounds: how often each was timed, the first time (which builds kernels) left out if there was another.
+    """
+
+    batch_size: int
+    kinds: Mapping[StepKind, float]
+    phases: Mapping[str, float]
+    warm_up: float | None
+    activation_bytes: int
+    base_bytes: int
+    rounds: int
+
+    @property
+    def round_seconds(self) -> float:
+        """Seconds that every sort of step takes once."""
+        first = next(iter(self.kinds.values()))
+        return (
+            sum(self.kinds.values())
+            + sum(first + more for more in self.phases.values())
+            + (self.warm_up or 0)
+        )
+
+    def seconds(self, recipe: Recipe, begin_images: int = 0) -> float:
+        """Seconds from `begin_images` to the recipe's total: every phase weighted by its interval.
+
+        The time of a step is taken as proportional to its images. Checkpoints and samples are left out.
+        """
+        loss, schedule = recipe.loss, recipe.training.schedule
+        end = total_images(recipe)
+        start = min(end, loss.adversarial_start_kimg * 1000)
+        full_step = sum(self.kinds[kind] for kind in schedule) / len(schedule)
+        total = max(0.0, start - begin_images) * (self.warm_up or full_step)
+        total += max(0.0, end - max(start, begin_images)) * full_step
+        for phase in phases(recipe):
+            if phase.name in self.phases:
+                due = max(0.0, end - max(phase.start_images, begin_images)) / phase.interval
+                total += due * self.phases[phase.name]
+        return total / self.batch_size
+
+    def peak_bytes(self, size: Size, batch_size: int) -> int:
+        """Memory of a training with batches of `batch_size`: base, state, and activations in proportion."""
+        return int(self.base_bytes + size.state_bytes + self.activation_bytes * batch_size / self.batch_size)
+
+
+def measure_size(recipe: Recipe, resolution: int, classes: int) -> Size:
+    """Count parameters and coordinates of networks that are never given memory (on the meta device)."""
+    with torch.device("meta"):
+        networks = build(recipe, resolution, classes)
+    parameters = {name: parameter_count(part) for name, part in networks.parts().items()}
+    layout = networks.generator.synthesis.layout
+    trained = sum(parameters.values())
+    return Size(
+        parameters,
+        searchable=sum(place.channels for place in layout if place.kind == "conv"),
+        styles=networks.generator.synthesis.style_size,
+        state_bytes=4 * (5 * trained - parameters["discriminator"]),
+    )
+
+
+def measure_step(
+    config: RunConfig,
+    images: ImageSet,
+    classifier: Classifier,
+    hardware: Hardware,
+    *,
+    limit_s: float = 20.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> StepCost:
+    """Time real training steps and measure their memory; nothing is written.
+
+    A step with a batch of two images comes first: where it foretells that the full batch does not fit the
+    memory, or takes longer than the limit, its own figures are given and taken as proportional to the batch.
+
+    Args:
+        config: the settings; the run that they would make is not touched.
+        images: some images of the run's resolution, as many as a batch if possible; repeated if fewer.
+        classifier: what would be explained; it is moved to the hardware.
+        limit_s: no new round of steps begins after so many seconds.
+
+    Raises:
+        DataError, ConfigError: as for `train`.
+        MemoryError or torch's error for it: not even two images fit.
+    """
+    begin = clock()
+    full = config.recipe.training.batch_size
+    few = _with_batch(config, min(2, full))
+    cost = _measure(few, images, classifier, hardware, limit_s / 5, clock)
+    size = measure_size(config.recipe, config.resolution, classifier.classes)
+    free = available_memory(hardware.device)
+    # What the process holds already is not in the free memory any more.
+    fits = free is None or cost.peak_bytes(size, full) - cost.base_bytes < SAFE_SHARE * free
+    left = limit_s - (clock() - begin)
+    if not fits or cost.round_seconds * full / cost.batch_size > left:
+        return cost
+    return _measure(_with_batch(config, full), images, classifier, hardware, left, clock)
+
+
+def _with_batch(config: RunConfig, batch_size: int) -> RunConfig:
+    return changed(config, {"recipe.training.batch_size": batch_size, "recipe.training.accumulate": 1})
+
+
+def _measure(
+    config: RunConfig,
+    images: ImageSet,
+    classifier: Classifier,
+    hardware: Hardware,
+    limit_s: float,
+    clock: Callable[[], float],
+) -> StepCost:
+    """Rounds over all sorts of steps, at least one; see `measure_step`."""
+    recipe, device = config.recipe, hardware.device
+    gc.collect()
+    release_freed_memory()
+    base = used_memory(device)
+    images = _at_least_two(images)
+    trainer = Trainer(Run(Path("not-written"), config), images, classifier, hardware, images)
+    size = measure_size(recipe, config.resolution, classifier.classes)
+    start_peak_memory(device)
+    sorts = _sorts(recipe)
+    times: dict[str, list[float]] = {name: [] for name in sorts}
+    begin = clock()
+    while not times["first"] or clock() - begin < limit_s:
+        for name, sort in sorts.items():
+            times[name].append(_time(trainer, sort, clock))
+    activations = max(0, peak_memory(device) - base - size.state_bytes)
+    rounds = len(times["first"])
+    found = {name: statistics.median(values[1:] or values) for name, values in times.items()}
+    kinds: dict[StepKind, float] = {sort.kind: found[name] for name, sort in sorts.items() if sort.is_kind}
+    first = found["first"]
+    extra: dict[str, float] = {
+        name: max(0.0, found[name] - first) for name in ("path_length", "r1") if name in found
+    }
+    del trainer
+    gc.collect()
+    return StepCost(
+        recipe.training.batch_size,
+        kinds,
+        extra,
+        found.get("warm_up"),
+        activations,
+        base,
+        max(1, rounds - 1),
+    )
+
+
+@dataclass(frozen=True)
+class _Sort:
+    """A sort of step: kind, phases, images seen before it; `is_kind`: it stands for all steps of its kind."""
+
+    kind: StepKind
+    position: int
+    phases: tuple[Phase, ...]
+    images: int
+    is_kind: bool = False
+
+
+def _sorts(recipe: Recipe) -> dict[str, _Sort]:
+    """Every kind with generator and discriminator, the regularisers each on the first kind, the warm-up."""
+    loss, schedule = recipe.loss, recipe.training.schedule
+    due = {phase.name: replace(phase, interval=1, start_images=0.0) for phase in phases(recipe)}
+    basic = (due["generator"], due["discriminator"])
+    after = int((loss.adversarial_start_kimg + loss.adversarial_ramp_kimg) * 1000) + 1
+    sorts: dict[str, _Sort] = {"first": _Sort(schedule[0], 0, basic, after, is_kind=True)}
+    for kind in dict.fromkeys(schedule):
+        if kind != schedule[0]:
+            sorts[f"kind {kind}"] = _Sort(kind, schedule.index(kind), basic, after, is_kind=True)
+    if "path_length" in due:
+        ordered = (due["generator"], due["path_length"], due["discriminator"])
+        sorts["path_length"] = _Sort(schedule[0], 0, ordered, after)
+    if "r1" in due:
+        sorts["r1"] = _Sort(schedule[0], 0, (*basic, due["r1"]), after)
+    if loss.adversarial_start_kimg > 0:
+        sorts["warm_up"] = _Sort("encode", 0, basic[:1], 0)
+    return sorts
+
+
+def _time(trainer: Trainer, sort: _Sort, clock: Callable[[], float]) -> float:
+    """Seconds of one step of a sort. Every phase is due on a step whose number is in the schedule's place."""
+    trainer.phases = list(sort.phases)
+    trainer.state.step, trainer.state.images = sort.position, sort.images
+    _wait(trainer.hardware)
+    begin = clock()
+    trainer.step()
+    _wait(trainer.hardware)
+    return clock() - begin
+
+
+def _wait(hardware: Hardware) -> None:
+    """Until an accelerator has done what it was told."""
+    if hardware.device.type == "cuda":
+        torch.cuda.synchronize(hardware.device)
+    elif hardware.device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _at_least_two(images: ImageSet) -> ImageSet:
+    return images if len(images) > 1 else images.select([0] * 2)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will take: see `estimate`. Bytes and seconds; None where it could not be measured."""
+
+    size: Size
+    cost: StepCost | None
+    peak_bytes: int
+    available_bytes: int | None
+    images: int
+    images_done: int
+    steps: int
+    seconds: float | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory suffices, as far as is known."""
+        return self.available_bytes is None or self.peak_bytes < self.available_bytes
+
+    def content(self) -> dict[str, object]:
+        """As JSON."""
+        cost = self.cost
+        left = self.images - self.images_done
+        return {
+            "parameters": self.size.parameters,
+            "coordinates": {"searchable": self.size.searchable, "styles": self.size.styles},
+            "memory": {
+                "state_bytes": self.size.state_bytes,
+                "activation_bytes": None if cost is None else cost.activation_bytes,
+                "base_bytes": None if cost is None else cost.base_bytes,
+                "peak_bytes": self.peak_bytes,
+                "available_bytes": self.available_bytes,
+                "measured_batch": None if cost is None else cost.batch_size,
+            },
+            "time": {
+                "images": self.images,
+                "images_done": self.images_done,
+                "steps": self.steps,
+                "seconds": self.seconds,
+                "images_per_second": left / self.seconds if self.seconds else None,
+                "step_seconds": None if cost is None else dict(cost.kinds),
+                "phase_seconds": None if cost is None else dict(cost.phases),
+                "warm_up_step_seconds": None if cost is None else cost.warm_up,
+            },
+        }
+
+
+def estimate(
+    config: RunConfig,
+    images: ImageSet,
+    classifier: Classifier,
+    hardware: Hardware,
+    *,
+    images_done: int = 0,
+    limit_s: float = 20.0,
+) -> Estimate:
+    """Size, memory and time of a training on this machine; writes nothing.
+
+    Networks whose state alone (weights, gradients, Adam, averages) exceeds the memory are counted, not built.
+
+    Args:
+        config: the settings.
+        images: a few training images, for real steps.
+        classifier: what would be explained.
+        hardware: where training would run.
+        images_done: training images that an existing run has seen.
+        limit_s: seconds that the measurement may take, about.
+
+    Raises:
+        DataError, ConfigError: as for `train`.
+    """
+    recipe = config.recipe
+    size = measure_size(recipe, config.resolution, classifier.classes)
+    free = available_memory(hardware.device)
+    cost = None
+    if free is None or size.state_bytes < SAFE_SHARE * free:
+        cost = measure_step(config, images, classifier, hardware, limit_s=limit_s)
+    batch_size = recipe.training.batch_size
+    base = 0 if cost is None else cost.base_bytes
+    total = total_images(recipe)
+    per_step = batch_size * recipe.training.accumulate
+    return Estimate(
+        size,
+        cost,
+        peak_bytes=size.state_bytes if cost is None else cost.peak_bytes(size, batch_size),
+        # The process's own share counts as available: training would be this process.
+        available_bytes=None if free is None else free + base,
+        images=total,
+        images_done=images_done,
+        steps=-(-(total - images_done) // per_step),
+        seconds=None if cost is None else cost.seconds(recipe, images_done),
+    )

@@ -1,0 +1,157 @@
+"""A trained run as the start of another: the same images, explained to another classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylex.classifiers import Classifier
+from stylex.config import RunConfig, validate
+from stylex.data import ImageSet
+from stylex.errors import CheckpointError, RunError
+from stylex.hardware import Hardware
+from stylex.networks import Networks
+from stylex.run import Run, read_tensors
+from stylex.training.checkpoint import classifier_fingerprint, section, wiring
+from stylex.training.loop import Trainer
+from stylex.training.losses import Batch, phases
+from stylex.training.randomness import StepRandom
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A trained run's model file: the config it was trained with, its tensors and its header."""
+
+    path: Path
+    config: RunConfig
+    tensors: Mapping[str, Tensor]
+    header: Mapping[str, Any]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a run that begins here says of it in its run.json."""
+        return {
+            "run": str(self.path.resolve()),
+            "step": self.header["step"],
+            "images": self.header["images"],
+            "class_names": list(self.header["class_names"]),
+            "sha256": self.header["sha256"],
+        }
+
+
+def read_origin(path: Path) -> Origin:
+    """Read the model of a trained run.
+
+    Raises:
+        RunError: no run, or it has no model yet.
+        CheckpointError: the file is damaged or of another version.
+    """
+    run = Run.open(path)
+    if not run.model_file.exists():
+        raise RunError(f"{path}: no trained model to start from; 'stylex train' writes it")
+    tensors, header = read_tensors(run.model_file)
+    return Origin(path, validate(RunConfig, header["config"], str(run.model_file)), tensors, header)
+
+
+def check_fits(origin: Origin, config: RunConfig) -> None:
+    """Raises CheckpointError, one line, unless the config asks for the networks that the origin has."""
+    there, here = wiring(origin.config), wiring(config)
+    differing = [f"{key} is {there[key]} there, {here[key]} here" for key in here if there[key] != here[key]]
+    if differing:
+        raise CheckpointError(
+            f"{origin.path}: cannot be the start of this run: {'; '.join(differing)}; "
+            "leave --recipe, --size and network settings out"
+        )
+
+
+def write_start(
+    run: Run, origin: Origin, images: ImageSet, classifier: Classifier, hardware: Hardware
+) -> None:
+    """Write checkpoint 0 of a run: the origin's averaged weights, fresh optimisers.
+
+    Training then goes on from it like from any checkpoint. The running mean of path lengths starts at the
+    lengths that these weights have: at 0, as for fresh networks, the penalty would undo what they learned.
+
+    Args:
+        run: being created; nothing but its config needs to be there.
+        origin: its networks must be those of the run's config.
+        images: the run's training images, or some of them.
+        classifier: the new one; its number of classes may differ, see `adopt`.
+        hardware: where path lengths are measured.
+
+    Raises:
+        CheckpointError: the networks differ.
+    """
+    check_fits(origin, run.config)
+    trainer = Trainer(run, images, classifier, hardware, images)
+    sums_to_one = (
+        run.config.recipe.network.condition == "probabilities" and classifier.activation == "softmax"
+    )
+    state = trainer.state
+    adopt(state.networks, origin, len(origin.header["class_names"]), sums_to_one=sums_to_one)
+    for name, average in state.averages.items():
+        average.load_state_dict(state.networks.parts()[name].state_dict())
+    _measure_path_length(trainer, images)
+    state.save(run, 1, classifier_fingerprint(classifier))
+
+
+def adopt(networks: Networks, origin: Origin, classes: int, *, sums_to_one: bool) -> None:
+    """Load the origin's weights, trained for `classes` classes, into networks of the same wiring.
+
+    With another number of classes, what reads or answers to the condition starts afresh, from the random
+    weights that the networks have: the columns of the affine layers and the discriminator's outputs for the
+    classes. Where the condition sums to one, fresh columns lie around the mean of the old ones, which acts on
+    the styles like a bias; the other columns keep their effect though the layers' gain follows their width.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape.
+    """
+    for name, part in networks.parts().items():
+        found = section(origin.tensors, f"{name}/")
+        own = part.state_dict()
+        features = networks.generator.condition_features
+        if name == "generator" and 0 < features != classes:
+            key = "affine_weight"
+            found[key] = _affine_columns(found[key], own[key], classes, features, sums_to_one)
+        if name == "discriminator" and features and features != classes:
+            for key in ("output.weight", "output.bias"):
+                kept = len(found[key]) - classes  # D₀, which judges without the classes, where there is one
+                if kept >= 0 and len(own[key]) > 1:
+                    found[key] = torch.cat([found[key][:kept], own[key][kept:].to(found[key])])
+        try:
+            part.load_state_dict(found)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{origin.path}: its {name} does not fit ({reason[:200]})") from None
+
+
+def _affine_columns(old: Tensor, fresh: Tensor, before: int, now: int, sums_to_one: bool) -> Tensor:
+    """Stored affine weight [T, D + now] from one [T, D + before] and a fresh one."""
+    latents = old.shape[1] - before
+    gain = math.sqrt((latents + now) / (latents + before))
+    columns = fresh[:, latents:].to(old)
+    if sums_to_one:
+        columns = columns + gain * old[:, latents:].mean(dim=1, keepdim=True)
+    return torch.cat([old[:, :latents] * gain, columns], dim=1)
+
+
+def _measure_path_length(trainer: Trainer, images: ImageSet) -> None:
+    """Set the running mean of path lengths to what a batch has."""
+    recipe = trainer.recipe
+    due = [phase for phase in phases(recipe) if phase.name == "path_length"]
+    if not due:
+        return
+    count = recipe.training.batch_size
+    device = trainer.hardware.device
+    random = StepRandom(trainer.run.config.seed, 0, 0, device)
+    few = images.batch([number % len(images) for number in range(count)])
+    few = few.to(device, memory_format=torch.channels_last)
+    batch = Batch(few, recipe.training.schedule[0], random)
+    trainer.loss.accumulate_gradients(replace(due[0], interval=1), batch)
+    trainer.state.path_length_mean.copy_(batch.statistics["path_length"])

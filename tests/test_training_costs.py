@@ -1,0 +1,63 @@
+"""What a training will take: counted, and measured in steps that leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import training_problems as problems
+from stylex.config import RunConfig
+from stylex.networks import build
+from stylex.training import parameter_count
+from stylex.training.costs import estimate, measure_size, measure_step
+
+
+@pytest.mark.parametrize("name", problems.RECIPES)
+def test_sizes_are_those_of_real_networks(name: str) -> None:
+    recipe = problems.recipe(name)
+    size = measure_size(recipe, 16, 3)
+    networks = build(recipe, 16, 3)
+    counts = {part: parameter_count(module) for part, module in networks.parts().items()}
+    assert size.parameters == counts
+    layout = networks.generator.synthesis.layout
+    assert size.searchable == sum(place.channels for place in layout if place.kind == "conv")
+    assert size.styles == networks.generator.synthesis.style_size > size.searchable
+    assert size.state_bytes == 4 * (4 * sum(counts.values()) + sum(counts.values()) - counts["discriminator"])
+
+
+@pytest.mark.parametrize("name", ["fast", "stylex", "stylegan2"])
+def test_an_estimate_writes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    warm = ["loss.adversarial_start_kimg=0.02"] if name == "fast" else []
+    recipe = problems.recipe(name, warm)
+    config = RunConfig(experiment="test", data="none", classifier="none", resolution=16, recipe=recipe)
+    found = estimate(config, problems.images(), problems.classifier(), problems.HARDWARE, limit_s=0.2)
+    assert list(tmp_path.iterdir()) == []
+    assert found.cost is not None
+    assert set(found.cost.kinds) == set(recipe.training.schedule)
+    assert set(found.cost.phases) == {"r1", "path_length"}
+    assert (found.cost.warm_up is not None) == (name == "fast")
+    assert (found.images, found.steps) == (40, 10)
+    assert found.seconds is not None
+    assert found.seconds > 0
+    assert found.size.state_bytes < found.peak_bytes
+
+
+def test_what_takes_too_long_is_measured_in_small() -> None:
+    recipe = problems.recipe("fast", ["training.batch_size=64"])
+    config = RunConfig(experiment="test", data="none", classifier="none", resolution=16, recipe=recipe)
+    ticks = iter(range(10_000))
+    slow = measure_step(
+        config, problems.images(), problems.classifier(), problems.HARDWARE, clock=lambda: float(next(ticks))
+    )
+    assert slow.batch_size == 2
+    quick = measure_step(
+        config,
+        problems.images(),
+        problems.classifier(),
+        problems.HARDWARE,
+        clock=lambda: 1e-3 * next(ticks),
+        limit_s=0.5,
+    )
+    assert quick.batch_size == 64

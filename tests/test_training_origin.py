@@ -1,0 +1,105 @@
+"""A run that begins with another's weights, for a classifier of the same images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import problems as models
+import training_problems as problems
+from stylex.data import Dataset
+from stylex.errors import CheckpointError, ConfigError, RunError
+from stylex.networks import build
+from stylex.run import Run, read_json, read_tensors
+from stylex.training.loop import train
+from stylex.training.origin import Origin, adopt, read_origin
+from stylex.training.setup import Request, create_run
+
+
+def pictures() -> Dataset:
+    images = problems.images()
+    return Dataset("pictures", images, images, images, "fingerprint", ())
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Origin:
+    models.save_tiny_run(tmp_path / "old", models.tiny_model(), "pictures")
+    return read_origin(tmp_path / "old")
+
+
+def test_a_new_run_begins_with_the_weights_and_trains_on(origin: Origin, tmp_path: Path) -> None:
+    request = Request(classifier="new", origin=origin)
+    config = request.settings(tmp_path / "new")
+    assert (config.data, config.resolution, config.classifier) == ("pictures", 16, "new")
+    assert config.recipe.loss.adversarial_start_kimg == 0
+    other = problems.classifier(seed=5)
+    run = create_run(tmp_path / "new", config, pictures(), other, problems.HARDWARE, origin)
+    tensors, header = read_tensors(run.checkpoint_files()[0])
+    assert (header["step"], header["images"]) == (0, 0)
+    for key, value in origin.tensors.items():
+        assert torch.equal(tensors[f"network/{key}"], value)
+        if not key.startswith("discriminator/"):
+            assert torch.equal(tensors[f"average/{key}"], value)
+    assert tensors["path_length_mean"] > 0
+    about = read_json(run.path / "run.json")["from"]
+    assert about["run"] == str(origin.path.resolve())
+    assert about["sha256"] == read_tensors(origin.path / "model.safetensors")[1]["sha256"]
+    done = train(Run.open(run.path), problems.images(), other, problems.HARDWARE)
+    assert done.images == 40
+
+
+def test_the_warm_up_can_be_had_again(origin: Origin, tmp_path: Path) -> None:
+    request = Request(
+        classifier="new",
+        origin=origin,
+        assignments=["loss.adversarial_start_kimg=3", "training.batch_size=2"],
+    )
+    recipe = request.settings(tmp_path / "new").recipe
+    assert (recipe.loss.adversarial_start_kimg, recipe.training.batch_size) == (3, 2)
+    assert request.fixed() >= {"resolution", "network.channel_max", "training.batch_size"}
+
+
+def test_other_classes_start_afresh_and_the_rest_keeps_its_effect(origin: Origin) -> None:
+    config = origin.config
+    networks = build(config.recipe, 16, 3, seed=9)
+    fresh = {key: value.clone() for key, value in networks.discriminator.state_dict().items()}
+    adopt(networks, origin, 2, sums_to_one=True)
+    old = build(config.recipe, 16, 2)
+    adopt(old, origin, 2, sums_to_one=True)
+    assert torch.equal(old.generator.affine_weight, origin.tensors["generator/affine_weight"])
+    latents = torch.randn(5, 8)
+    without = [torch.cat([latents, torch.zeros(5, classes)], dim=1) for classes in (2, 3)]
+    torch.testing.assert_close(networks.generator.styles(without[1]), old.generator.styles(without[0]))
+    weight = networks.discriminator.state_dict()["output.weight"]
+    assert torch.equal(weight[0], origin.tensors["discriminator/output.weight"][0])
+    assert torch.equal(weight[1:], fresh["output.weight"][1:])
+
+
+def test_what_cannot_be_a_start_is_one_line(origin: Origin, tmp_path: Path) -> None:
+    wider = Request(classifier="new", origin=origin, assignments=["network.channel_max=4"])
+    with pytest.raises(CheckpointError, match=r"network\.channel_max is 8 there, 4 here") as raised:
+        wider.settings(tmp_path / "new")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(CheckpointError, match="resolution is 16 there, 32 here"):
+        Request(classifier="new", origin=origin, size=32).settings(tmp_path / "new")
+    with pytest.raises(ConfigError, match="needs --data and --classifier"):
+        Request(origin=origin).settings(tmp_path / "new")
+    problems.make_run(tmp_path / "raw", "fast")
+    with pytest.raises(RunError, match="no trained model to start from"):
+        read_origin(tmp_path / "raw")
+
+
+def test_a_start_that_was_interrupted_is_a_half_written_run(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stylex.training.setup.write_start", dies)
+    config = Request(classifier="new", origin=origin).settings(tmp_path / "new")
+    with pytest.raises(KeyboardInterrupt):
+        create_run(tmp_path / "new", config, pictures(), problems.classifier(), problems.HARDWARE, origin)
+    with pytest.raises(RunError, match="half-written run"):
+        Run.open(tmp_path / "new")
