@@ -398,6 +398,10 @@ def test_the_whole_way(stylex: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert check(stylex(*taught, "--json", *CPU), "stylex classifier train")["file"] == str(classifier)
     settings = [f"--set={text}" for text in (*training_problems.TINY, "loss.perceptual_network=classifier")]
     trained = ["train", "--data", faces, "--classifier", classifier, "--out", run, "--size", "16"]
+    asked = check(stylex(*trained, "--dry-run", "--json", *settings, *CPU), "stylex train --dry-run")
+    assert asked["time"]["images"] == 40
+    assert asked["time"]["seconds"] > 0
+    assert not run.exists()
     assert check(stylex(*trained, "--json", *settings, *CPU), "stylex train")["images"] == 40
     assert check(stylex("train", "--out", run, "--json", *CPU), "stylex train")["images"] == 40
     # A model this raw gives one class only: steer the classifier so that its reconstructions fall into both.
@@ -426,6 +430,20 @@ def test_the_whole_way(stylex: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "Factors that survive reconstruction" in Path(report["report"]).read_text(encoding="utf-8")
     image = next(faces.rglob("*.png"))
     check(stylex("explain", run, image, "--target", "old", "--json", *CPU), "stylex explain")
+    # A second classifier of the same images begins with what the first one's training has learned.
+    again = [
+        "train",
+        "--from",
+        run,
+        "--classifier",
+        classifier,
+        "--out",
+        tmp_path / "second",
+        *settings,
+        *CPU,
+    ]
+    assert stylex(*again).code == 0
+    assert read_json(tmp_path / "second" / "run.json")["from"]
     for verb in (["attfind", run, "--images", "2", "--set=unstable_threshold=null"], ["evaluate", run]):
         shown = stylex(*verb, *CPU)
         assert shown.code == 0
