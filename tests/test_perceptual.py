@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 
 import training_problems as problems
-from stylex import perceptual
+from stylex import downloads
 from stylex.classifiers import Classifier
 from stylex.errors import ClassifierError, ConfigError
 from stylex.perceptual import (
@@ -251,7 +251,7 @@ def test_a_failed_download_says_which_file_to_put_where(
     assert "\n" not in message
     for part in (file, str(torch_home), "no route to host", "efficientnet-lite0"):
         assert part in message
-    assert timeouts == [perceptual.DOWNLOAD_TIMEOUT]
+    assert timeouts == [downloads.TIMEOUT]
     assert socket.getdefaulttimeout() is None
 
 
@@ -259,7 +259,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setattr(perceptual, "DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         held = []
         waiter = threading.Thread(target=lambda: held.append(server.accept()[0]), daemon=True)

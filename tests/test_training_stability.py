@@ -16,19 +16,13 @@ import training_problems as problems
 from stylex.errors import TrainingDiverged
 from stylex.run import Run, read_tensors
 from stylex.training import stability
-from stylex.training.loop import Trainer, TrainingResult, train
+from stylex.training.loop import Trainer, TrainingResult
 from stylex.training.losses import Batch, StylexLoss
 from stylex.training.stability import HealthRecord, LossWatch, measure_health
 
 
 def go(run: Run) -> TrainingResult:
-    return train(
-        Run.open(run.path),
-        problems.images(),
-        problems.classifier(),
-        problems.HARDWARE,
-        watch=problems.images(6),
-    )
+    return problems.train_on(run, 6)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad: Callable[[Batch], bool], factor: float = math.nan) -> None:

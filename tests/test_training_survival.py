@@ -16,7 +16,7 @@ import pytest
 import training_problems as problems
 from stylex.errors import Stopped
 from stylex.run import Run, read_tensors
-from stylex.training.loop import TrainingResult, train
+from stylex.training.loop import TrainingResult
 
 SETTINGS = (
     "training.total_kimg=0.2",
@@ -30,13 +30,7 @@ SETTINGS = (
 
 
 def go(run: Run) -> TrainingResult:
-    return train(
-        Run.open(run.path),
-        problems.images(),
-        problems.classifier(),
-        problems.HARDWARE,
-        watch=problems.images(3),
-    )
+    return problems.train_on(run, 3)
 
 
 def start(run: Run) -> subprocess.Popen[str]:

@@ -15,7 +15,7 @@ from stylex.config import Recipe, RunConfig, load_recipe
 from stylex.data.images import ImageSet
 from stylex.hardware import Hardware
 from stylex.run import Run
-from stylex.training.loop import Trainer
+from stylex.training.loop import Trainer, TrainingResult, train
 
 torch.set_num_threads(
     1
@@ -92,3 +92,8 @@ def make_trainer(path: Path, name: str, assignments: Sequence[str] = (), **optio
     """A trainer of a new run, not yet begun."""
     explained = options.pop("classifier", None) or classifier()
     return Trainer(make_run(path, name, assignments), images(), explained, HARDWARE, images(3))
+
+
+def train_on(run: Run, watched: int = 3) -> TrainingResult:
+    """Train a run of tiny images to its end, or go on with it."""
+    return train(Run.open(run.path), images(), classifier(), HARDWARE, watch=images(watched))

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-import socket
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from http.client import HTTPException
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -16,10 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from stylex.classifiers import Classifier
+from stylex.downloads import weights_file
 from stylex.errors import ClassifierError, ConfigError
-
-DOWNLOAD_TIMEOUT = 20.0
-"""Seconds without an answer after which a download counts as failed."""
 
 EPSILON = 1e-6
 """Added to ‖f‖² before dividing by its root, so that features that are 0 everywhere have a gradient."""
@@ -208,7 +202,8 @@ def load_lpips(backbone: str) -> LpipsDistance:
     """
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-    file = _backbone_file(backbone)
+    url = LPIPS_BACKBONES[backbone].url
+    file = weights_file(url, f"lpips-{backbone}", "loss.perceptual_network=efficientnet-lite0")
     with torch.random.fork_rng(devices=[]):
         network = _NoTrainLpips(net=backbone, pnet_rand=True)  # type: ignore[arg-type]
     # torchmetrics cuts torchvision's `features` into slices and keeps the numbers of their layers.
@@ -228,36 +223,6 @@ def random_lpips(backbone: str) -> LpipsDistance:
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
     return LpipsDistance(_NoTrainLpips(net=backbone, pnet_rand=True))  # type: ignore[arg-type]
-
-
-def _backbone_file(backbone: str) -> Path:
-    """Where the backbone's weights lie, downloaded first if they do not. Raises ConfigError."""
-    url: str = LPIPS_BACKBONES[backbone].url
-    name = url.rpartition("/")[2]
-    file = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not file.exists():
-        digest = name.removesuffix(".pth").rpartition("-")[2]
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with socket_timeout(DOWNLOAD_TIMEOUT):
-                torch.hub.download_url_to_file(url, str(file), hash_prefix=digest, progress=False)
-        except (OSError, RuntimeError, HTTPException) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ConfigError(
-                f"lpips-{backbone}: {url} could not be downloaded ({reason}); put that file into "
-                f"{file.parent}, or choose loss.perceptual_network=efficientnet-lite0"
-            ) from None
-    return file
-
-
-@contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def load_perceptual(name: str, classifier: Classifier, resolution: int | None = None) -> Distance | None:

@@ -14,12 +14,11 @@ from stylex.cli.output import (
     PrecisionName,
     Size,
     Threads,
+    check_new_file,
     choose_hardware,
     progress,
     result,
 )
-from stylex.errors import ConfigError, RunError
-from stylex.run import check_writable
 
 app = typer.Typer(help="Train classifiers.", no_args_is_help=True)
 
@@ -57,11 +56,7 @@ def train(
     from stylex import classifiers
     from stylex.data import load_dataset
 
-    if out.exists():
-        raise RunError(f"{out}: exists; nothing was overwritten, choose another name")
-    if out.suffix != ".safetensors":  # other endings are taken for other kinds of file when it is loaded
-        raise ConfigError(f"--out {out}: the file's name must end in .safetensors")
-    check_writable(out)
+    check_new_file(out)
     dataset = load_dataset(data, size=size, group=group)
     chosen = choose_hardware(device, precision, threads)
     with progress() as display:

@@ -8,8 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, progress, result
-from stylex.errors import RunError
+from stylex.cli.output import (
+    AsJson,
+    Device,
+    Group,
+    PrecisionName,
+    Size,
+    Threads,
+    check_new_file,
+    choose_hardware,
+    progress,
+    result,
+)
 
 app = typer.Typer(help="Train the network that reads the factors of an image.", no_args_is_help=True)
 
@@ -24,8 +34,8 @@ def train(
     data: Annotated[str, typer.Argument(help="Images with a factor table, as 'stylex data avatars' writes.")],
     out: Annotated[Path, typer.Option("--out", help="File to write, .safetensors.")],
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    size: Annotated[int | None, typer.Option(help="Resize images to this many pixels along a side.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose rows stay together in one set.")] = None,
+    size: Size = None,
+    group: Group = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     precision: PrecisionName = "auto",
@@ -36,8 +46,7 @@ def train(
     from stylex.data import load_dataset
     from stylex.evaluation.factor_training import EPOCHS, DetectorProgress, train_detector
 
-    if out.exists():
-        raise RunError(f"{out}: exists; nothing was overwritten, choose another name")
+    check_new_file(out)
     dataset = load_dataset(data, size=size, group=group)
     chosen = choose_hardware(device, precision, threads)
     with progress() as display:

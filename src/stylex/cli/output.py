@@ -24,8 +24,9 @@ from rich.text import Text
 
 from stylex import hardware
 from stylex.data import check_size
-from stylex.errors import DataError
+from stylex.errors import ConfigError, DataError, RunError
 from stylex.hardware import Hardware
+from stylex.run import check_writable
 
 errors = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
@@ -84,6 +85,20 @@ def result(as_json: bool, content: Any, text: str) -> None:
         print(text, file=sys.__stdout__, flush=True)  # sys.stdout is where others may print, see `app.main`
     else:
         results.print(text, soft_wrap=True, markup=False)
+
+
+def check_new_file(out: Path) -> None:
+    """See that weights can be written to `out` at the end, before time is spent on making them.
+
+    Raises:
+        RunError: the file exists, or could not be written.
+        ConfigError: its name does not end in .safetensors; others are read as other kinds of file.
+    """
+    if out.exists():
+        raise RunError(f"{out}: exists; nothing was overwritten, choose another name")
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out}: the file's name must end in .safetensors")
+    check_writable(out)
 
 
 def choose_hardware(device: str, precision: str, threads: int | None) -> Hardware:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from http.client import HTTPException
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylex.downloads import weights_file
 from stylex.errors import ConfigError
-from stylex.perceptual import DOWNLOAD_TIMEOUT, EfficientNetDistance, load_efficientnet, socket_timeout
+from stylex.perceptual import EfficientNetDistance, load_efficientnet
 
 EXTRACTORS = ("auto", "inception-v3", "efficientnet-lite0")
 """What `load_extractor` knows; "auto" is Inception where its weights can be had, else EfficientNet-Lite0."""
@@ -112,7 +111,7 @@ def _load_inception() -> InceptionFeatures:
         from torchmetrics.image.fid import NoTrainInceptionV3
     except ImportError:
         raise ConfigError("inception-v3 needs torch-fidelity: pip install 'stylex[fid]'") from None
-    file = _inception_file()
+    file = weights_file(INCEPTION_URL, "inception-v3", "efficientnet-lite0")
     try:
         # torch-fidelity reads its file with code allowed; one that passes here holds none.
         torch.load(file, weights_only=True, map_location="cpu")
@@ -122,22 +121,3 @@ def _load_inception() -> InceptionFeatures:
         ) from None
     with torch.random.fork_rng(devices=[]):
         return InceptionFeatures(NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file)))
-
-
-def _inception_file() -> Path:
-    """Where the weights lie, downloaded first if they do not. Raises ConfigError."""
-    name = INCEPTION_URL.rpartition("/")[2]
-    file = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not file.exists():
-        digest = name.removesuffix(".pth").rpartition("-")[2]
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with socket_timeout(DOWNLOAD_TIMEOUT):
-                torch.hub.download_url_to_file(INCEPTION_URL, str(file), hash_prefix=digest, progress=False)
-        except (OSError, RuntimeError, HTTPException) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ConfigError(
-                f"inception-v3: {INCEPTION_URL} could not be downloaded ({reason}); put that file into "
-                f"{file.parent}, or choose efficientnet-lite0"
-            ) from None
-    return file
