@@ -127,7 +127,7 @@ def test_a_step_of_the_study_changes_every_network(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         step,
         "_update",
-        lambda optimiser, loss: (updates.append(float(loss)), StudyStep._update(step, optimiser, loss)),
+        lambda optimiser, loss: (updates.append(float(loss.detach())), StudyStep._update(step, optimiser, loss)),
     )
     step.step(with_r1=False)
     assert len(updates) == 3
