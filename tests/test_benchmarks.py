@@ -124,11 +124,13 @@ def test_a_step_of_the_study_changes_every_network(monkeypatch: pytest.MonkeyPat
     parts = {"encoder": step.encoder, "generator": step.generator, "discriminator": step.discriminator}
     before = {name: [value.clone() for value in part.state_dict().values()] for name, part in parts.items()}
     updates: list[float] = []
-    monkeypatch.setattr(
-        step,
-        "_update",
-        lambda optimiser, loss: (updates.append(float(loss.detach())), StudyStep._update(step, optimiser, loss)),
-    )
+    update = step._update
+
+    def counted(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+        updates.append(float(loss.detach()))
+        update(optimiser, loss)
+
+    monkeypatch.setattr(step, "_update", counted)
     step.step(with_r1=False)
     assert len(updates) == 3
     assert seen == [4]
