@@ -152,7 +152,8 @@ def test_kinds_alternate_within_an_accumulated_update(tmp_path: Path) -> None:
 
 
 def test_the_warm_up_encodes_and_leaves_the_discriminator_alone(tmp_path: Path) -> None:
-    trainer = problems.make_trainer(tmp_path / "run", "fast", [*SHORT, *WARM])
+    judged = "loss.adversarial_steps=[encode, sample, swap]"
+    trainer = problems.make_trainer(tmp_path / "run", "fast", [*SHORT, *WARM, judged])
     discriminator = trainer.state.networks.discriminator
     before = discriminator.output.weight.detach().clone()
     seen = []

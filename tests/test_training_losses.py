@@ -176,6 +176,20 @@ class LinearGenerator(nn.Module):
         return latents.flatten(1)
 
 
+class LinearEncoder(nn.Module):
+    """w = B · x."""
+
+    components = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 2)
+
+    def learned(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(images.flatten(1))
+        return outputs
+
+
 @pytest.mark.parametrize("condition", ["probabilities", "none"])
 def test_path_length_of_a_linear_generator(condition: str) -> None:
     """J = A whatever the latent, so ‖Jᵀy‖ = √(mean over layers of ‖(Aᵀy) of the layer‖²)."""
@@ -192,7 +206,7 @@ def test_path_length_of_a_linear_generator(condition: str) -> None:
     )
     layers, width = 5, 2 + (2 if condition != "none" else 0)
     generator = LinearGenerator(layers, width)
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    encoder = LinearEncoder()
     loss = linear_loss(recipe, Linear(1), torch.randn(6, 2), generator=generator, encoder=encoder)
     loss.path_length_mean.fill_(0.5)
     batch = Batch(torch.randn(6, 3, 4, 4), "encode", fresh_random())
@@ -227,6 +241,8 @@ def test_adversarial_losses_are_non_saturating_logistic() -> None:
 
 # The generator's losses on real networks
 
+JUDGE_ALL = "loss.adversarial_steps=[encode, sample, swap]"
+
 
 def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, float], Batch]:
     """The generator's loss with every term computed anew from the images that it made."""
@@ -245,14 +261,16 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
         }
         if kind != "sample":
             assert networks.encoder is not None
-            w = networks.encoder(batch.images)
+            # The latent loss leaves out the principal components, which depend on the class.
+            w = networks.encoder(batch.images) - networks.encoder.project(batch.images)
             if kind == "swap":
                 share = random.uniform(4, 1)
                 w = share * w + (1 - share) * w[random.permutation(4)]
                 target = target[random.permutation(4)]
             p, q = target.softmax(1), classifier(batch.fake).softmax(1)
             values["kl"] = torch.from_numpy(rel_entr(p.numpy(), q.numpy())).sum(dim=1).mean()
-            values["latent_l1"] = (networks.encoder(batch.fake) - w).abs().mean()
+            again = networks.encoder(batch.fake) - networks.encoder.project(batch.fake)
+            values["latent_l1"] = (again - w).abs().mean()
         if kind == "encode":
             values["l1"] = (batch.fake - batch.images).abs().mean()
             values["l2"] = (batch.fake - batch.images).square().mean()
@@ -264,7 +282,11 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
 
 @pytest.mark.parametrize("kind", ["encode", "swap"])
 def test_generator_loss_of_fast_is_the_weighted_sum_of_its_terms(tmp_path: Path, kind: StepKind) -> None:
-    trainer = problems.make_trainer(tmp_path / "run", "fast")
+    trainer = problems.make_trainer(tmp_path / "run", "fast", [JUDGE_ALL])
+    trainer.resume()
+    encoder = trainer.state.networks.encoder
+    assert encoder is not None
+    assert bool((encoder.component_weight != 0).any())
     total, terms, batch = term_by_term(trainer, kind)
     assert total == pytest.approx(sum(terms.values()), rel=1e-4)
     assert set(terms) == {"adversarial", "kl", "latent_l1"} | (
@@ -467,7 +489,7 @@ def test_the_adversarial_weight_rises_after_the_warm_up(images: int, share: floa
 
 
 def test_the_adversarial_share_multiplies_the_weight(tmp_path: Path) -> None:
-    trainer = problems.make_trainer(tmp_path / "run", "fast", ["loss.adversarial=0.2"])
+    trainer = problems.make_trainer(tmp_path / "run", "fast", ["loss.adversarial=0.2", JUDGE_ALL])
     losses, statistics = [], []
     for share in (1.0, 0.25, 0.0):
         batch = make_batch("encode")
@@ -478,6 +500,26 @@ def test_the_adversarial_share_multiplies_the_weight(tmp_path: Path) -> None:
     assert losses[0] - losses[1] == pytest.approx(0.2 * 0.75 * float(statistics[0]), rel=1e-3)
     assert losses[0] - losses[2] == pytest.approx(0.2 * float(statistics[0]), rel=1e-3)
     assert statistics[2] is None
+
+
+def test_on_kinds_that_are_not_judged_the_discriminator_rests(tmp_path: Path) -> None:
+    """Neither in the generator's loss nor in its own phase; the penalty on real images stays."""
+    trainer = problems.make_trainer(tmp_path / "run", "fast", ["loss.adversarial_steps=[swap]"])
+    weight = trainer.state.networks.discriminator.output.weight
+    for kind, judged in (("encode", False), ("swap", True)):
+        batch = make_batch(kind)  # type: ignore[arg-type]
+        trainer.loss._generator(batch)
+        assert ("adversarial" in batch.statistics) == judged
+        for phase in trainer.phases:
+            assert trainer.loss.takes_part(phase, batch) == (judged or phase.name != "discriminator")
+    moved = set()
+    for _ in range(4):
+        before = weight.detach().clone()
+        trainer.state.step += trainer.state.step % 16 == 0  # a step without the lazy phases
+        kind = trainer.recipe.training.schedule[trainer.state.step % 2]
+        statistics = trainer.step()
+        moved.add((kind, bool((weight != before).any()), "discriminator" in statistics))
+    assert moved == {("encode", False, False), ("swap", True, True)}
 
 
 @pytest.mark.parametrize("warm_up", [0, 1])

@@ -43,6 +43,15 @@ class NetworkSettings(Settings):
     discriminator_channel_base: int | None = Field(
         None, ge=8, description="as channel_base, of the discriminator alone"
     )
+    encoder_components: int = Field(
+        0,
+        ge=0,
+        description="principal components of the training images that the encoder adds to w, "
+        "at most latent_features",
+    )
+    encoder_components_deviation: Positive = Field(
+        0.4, description="standard deviation of each component over the training images"
+    )
     condition: Literal["probabilities", "logits", "none"] = "probabilities"
     discriminator: Literal["plain", "classes", "real+classes"] = Field(
         "classes", description="one score; Σ cₖDₖ(x); or D₀(x) + Σ cₖDₖ(x)"
@@ -81,6 +90,10 @@ class LossSettings(Settings):
     )
     adversarial_ramp_kimg: NonNegative = Field(
         0.0, description="over which the adversarial weight then rises"
+    )
+    adversarial_steps: tuple[StepKind, ...] = Field(
+        ("encode", "sample", "swap"),
+        description="kinds of step whose images the discriminator judges; on others it rests",
     )
     l1: NonNegative = 0.1
     l2: NonNegative = Field(0.0, description="mean squared difference: counts the pixels that are far off")

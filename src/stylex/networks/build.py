@@ -47,7 +47,13 @@ def build(recipe: Recipe, resolution: int, classes: int, seed: int = 0) -> Netwo
         encoder = mapping = None
         if recipe.encodes:
             widths = settings.encoder_channels(resolution)
-            encoder = Encoder(resolution, widths, settings.latent_features, hidden=settings.encoder_hidden)
+            encoder = Encoder(
+                resolution,
+                widths,
+                settings.latent_features,
+                hidden=settings.encoder_hidden,
+                components=min(settings.encoder_components, settings.latent_features),
+            )
         if recipe.samples:
             mapping = Mapping(settings.z_features, settings.latent_features, layers=settings.mapping_layers)
         discriminator = Discriminator(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylex.networks.layers import EqualConv2d, EqualLinear, at_least_float32
@@ -92,13 +93,62 @@ class ResidualNetwork(nn.Module):
         return outputs
 
 
+COMPONENTS_RESOLUTION = 32
+"""Principal components are those of images at this size, or at their own if that is smaller."""
+
+
 class Encoder(ResidualNetwork):
-    """Images → latents w [N, latent_features]; a discriminator without minibatch standard deviation."""
+    """Images → latents w [N, latent_features]; a discriminator without minibatch standard deviation.
+
+    With `components` > 0, w = network(x) + A · (x↓ − m): principal components of the training images at 32 px
+    are added to the first numbers of what the network finds (`training.components` fits A and m, which no
+    gradient changes). Ours, not the paper's: small details are in w from the first step on, where the
+    network alone leaves them out until the generator can draw them, which it cannot learn without them.
+
+    Args:
+        components: how many, at most latent_features.
+    """
+
+    component_mean: Tensor
+    component_weight: Tensor
 
     def __init__(
-        self, resolution: int, channels: dict[int, int], latent_features: int, *, hidden: int | None = None
+        self,
+        resolution: int,
+        channels: dict[int, int],
+        latent_features: int,
+        *,
+        hidden: int | None = None,
+        components: int = 0,
     ) -> None:
         super().__init__(resolution, channels, latent_features, hidden=hidden)
+        self.components = components
+        self.latent_features = latent_features
+        if components:
+            pixels = 3 * min(resolution, COMPONENTS_RESOLUTION) ** 2
+            self.register_buffer("component_mean", torch.zeros(pixels))
+            self.register_buffer("component_weight", torch.zeros(components, pixels))
+
+    def learned(self, images: Tensor) -> Tensor:
+        """The network's part of w: [N, latent_features]."""
+        return super().forward(images)
+
+    def project(self, images: Tensor) -> Tensor:
+        """The components' part of w: [N, latent_features], the rest of the numbers 0. Needs components."""
+        found = F.linear(shrunk(images) - self.component_mean, self.component_weight)
+        return F.pad(found, (0, self.latent_features - self.components))
+
+    def forward(self, images: Tensor) -> Tensor:
+        learned = self.learned(images)
+        return learned + self.project(images) if self.components else learned
+
+
+def shrunk(images: Tensor) -> Tensor:
+    """Images [N, 3, R, R] at the size of the components, as rows: [N, 3 · 32 · 32]."""
+    small = at_least_float32(images)
+    if images.shape[-1] > COMPONENTS_RESOLUTION:
+        small = F.adaptive_avg_pool2d(small, COMPONENTS_RESOLUTION)
+    return small.flatten(1)
 
 
 class Discriminator(ResidualNetwork):

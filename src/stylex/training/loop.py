@@ -33,6 +33,7 @@ from stylex.training.checkpoint import (
     model_step,
     save_model,
 )
+from stylex.training.components import fit_components
 from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.randomness import DataOrder, StepRandom
@@ -190,6 +191,8 @@ class Trainer:
         """Restore a checkpoint, by default the newest readable one, if there is one."""
         found = found or self.run.newest_checkpoint()
         header: dict[str, Any] = {}
+        if found is None:
+            self._fit_components()
         self.world.wait()  # until all have read, before anything is renamed
         if found is not None:
             tensors, header, file = found
@@ -212,6 +215,20 @@ class Trainer:
         self.world.wait()  # until metrics.jsonl is what the watch over the losses takes up
         self.stability.restore(header, self.state.step)
         self._check_same_start()
+
+    def _fit_components(self) -> None:
+        encoder, settings = self.state.networks.encoder, self.recipe.network
+        if encoder is None or not encoder.components:
+            return
+        held = fit_components(
+            encoder, self.images, settings.encoder_components_deviation, self.run.config.seed
+        )
+        average = self.state.averages["encoder"]
+        average.load_state_dict(encoder.state_dict())
+        if self.world.first:
+            log.info(
+                "the encoder's %d components hold %.2f %% of the variance", encoder.components, 100 * held
+            )
 
     def _check_same_start(self) -> None:
         """All processes hold the same numbers, or would drift apart: averaged gradients go to each."""
@@ -274,7 +291,9 @@ class Trainer:
         due = [
             phase
             for phase in self.phases
-            if state.step % phase.interval == 0 and state.images >= phase.start_images
+            if state.step % phase.interval == 0
+            and state.images >= phase.start_images
+            and any(self.loss.takes_part(phase, batch) for batch in batches)
         ]
         for joined in updates(due, settings.lazy_adam):
             self._update(joined, batches, share)
@@ -308,7 +327,8 @@ class Trainer:
                 parameter.requires_grad_(name == optimiser)
         for phase in joined:
             for batch in batches:
-                self.loss.accumulate_gradients(phase, batch, gain=1.0 / len(batches))
+                if self.loss.takes_part(phase, batch):
+                    self.loss.accumulate_gradients(phase, batch, gain=1.0 / len(batches))
         self.world.average_gradients(self.parameters[optimiser])
         update(self.state.optimisers[optimiser])
         for phase in joined:

@@ -144,6 +144,10 @@ class StylexLoss:
         self.augmentation = make_augmentation(recipe)
         self.path_length_mean = torch.zeros((), device=next(networks.generator.parameters()).device)
 
+    def takes_part(self, phase: Phase, batch: Batch) -> bool:
+        """Whether a batch has anything to say in a phase; the discriminator rests on some kinds of step."""
+        return phase.name != "discriminator" or batch.kind in self.recipe.loss.adversarial_steps
+
     def accumulate_gradients(self, phase: Phase, batch: Batch, gain: float = 1.0) -> None:
         """Add the gradients of one phase, times `gain`, and write its statistics into the batch.
 
@@ -212,15 +216,22 @@ class StylexLoss:
         weights = condition if self.recipe.network.discriminator != "plain" else None
         return conditional_score(self.networks.discriminator(images), weights)
 
+    def _encoded(self, images: Tensor, kind: StepKind, random: StepRandom) -> tuple[Tensor, Tensor]:
+        """w [N, D], mixed in pairs on swap steps, and the part of it that the encoder's network found."""
+        encoder = self.networks.encoder
+        assert encoder is not None
+        learned = encoder.learned(images)
+        w = learned + encoder.project(images) if encoder.components else learned
+        if kind == "swap":
+            share = random.uniform(len(w), 1)
+            order = random.permutation(len(w))
+            w, learned = (share * own + (1 - share) * self.world.gather(own)[order] for own in (w, learned))
+        return w, learned
+
     def _w(self, images: Tensor, kind: StepKind, random: StepRandom) -> Tensor:
         """w [N, D], or [N, L, D] with one a layer on z steps with style mixing."""
         if kind != "sample":
-            assert self.networks.encoder is not None
-            w: Tensor = self.networks.encoder(images)
-            if kind == "swap":
-                share = random.uniform(len(w), 1)
-                w = share * w + (1 - share) * self.world.gather(w)[random.permutation(len(w))]
-            return w
+            return self._encoded(images, kind, random)[0]
         mapping = self.networks.mapping
         assert mapping is not None
         count = len(images)
@@ -250,7 +261,10 @@ class StylexLoss:
     def _generator(self, batch: Batch) -> Tensor:
         weights = self.recipe.loss
         condition = self.condition(batch)
-        w = self._w(batch.images, batch.kind, batch.random)
+        if batch.kind == "sample":
+            w = learned = self._w(batch.images, batch.kind, batch.random)
+        else:
+            w, learned = self._encoded(batch.images, batch.kind, batch.random)
         order = None
         if batch.kind == "swap":
             order = batch.random.permutation(len(w))
@@ -259,7 +273,7 @@ class StylexLoss:
         batch.fake, batch.condition = fake.detach(), condition
 
         loss = torch.zeros((), device=fake.device)
-        if batch.adversarial_share > 0:
+        if batch.adversarial_share > 0 and batch.kind in weights.adversarial_steps:
             adversarial = F.softplus(-self._score(self._augmented(fake, batch.random), condition)).mean()
             batch.statistics["adversarial"] = adversarial.detach()
             loss = weights.adversarial * batch.adversarial_share * adversarial
@@ -268,7 +282,8 @@ class StylexLoss:
         loss = loss + self._faithfulness(batch, fake, order)
         if weights.latent_l1 > 0:
             assert self.networks.encoder is not None
-            latent = (self.networks.encoder(fake) - w).abs().mean()
+            # Of what the network finds: components of an image of another class must be allowed to differ.
+            latent = (self.networks.encoder.learned(fake) - learned).abs().mean()
             batch.statistics[f"{batch.kind}/latent_l1"] = latent.detach()
             loss = loss + weights.latent_l1 * latent
         return loss
