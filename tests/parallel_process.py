@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import training_problems as problems
+from stylex import parallel
 from stylex.parallel import ALONE, World, joined
 from stylex.training.loop import Trainer
 
@@ -26,6 +27,7 @@ CASES: dict[str, tuple[str, Sequence[str], int]] = {
         (*DEVIATION, "training.accumulate=2", "loss.path_length_interval=1"),
         0,
     ),
+    "augmented": ("fast", (*DEVIATION, "training.augmentation=ada", "training.mirror=true"), 0),
 }
 """Name: recipe, settings, and the step whose phases are run (its number decides the kind of step)."""
 
@@ -42,6 +44,8 @@ def gradients(path: Path, world: World, case: str) -> dict[str, Tensor]:
         for key, parameter in state.networks.generator.named_parameters():
             if "noise" in key:
                 parameter.fill_(0.1)
+    if state.augmentation is not None:
+        state.augmentation[0] = 0.6  # p
     state.step, state.images = step, step * trainer.images_per_step
     batches = [trainer._batch(part) for part in range(trainer.recipe.training.accumulate)]
     found: dict[str, Tensor] = {}
@@ -63,6 +67,14 @@ def gradients(path: Path, world: World, case: str) -> dict[str, Tensor]:
     for key in sorted({key for batch in batches for key in batch.statistics}):
         local = torch.stack([batch.statistics[key] for batch in batches if key in batch.statistics]).mean()
         found[f"statistics/{key}"] = world.mean(local)
+    if state.augmentation is not None:
+        found["augmentation"] = state.augmentation.clone()  # p, signs, images, updates
+    state.images = 1000
+    with torch.no_grad():
+        for parameter in state.networks.generator.parameters():
+            parameter.add_(1.0)
+    trainer._average()
+    found["average"] = state.averages["generator"].get_parameter("affine_bias").clone()
     return found
 
 
@@ -73,6 +85,7 @@ def alone(path: Path, case: str) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    parallel.BUCKET_BYTES = 4096  # so that even tiny networks take several
     with joined(device="cpu") as together:
         results = {case: gradients(folder, together, case) for case in CASES}
         torch.save(results, folder / f"rank{together.rank}.pt")
