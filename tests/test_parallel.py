@@ -90,15 +90,19 @@ def test_the_first_process_alone_writes(exchanges: tuple[Said, Said]) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_draws_are_rows_of_the_whole_batch(size: int) -> None:
+@pytest.mark.parametrize("shape", [(2, 3), (1, 256, 256)])
+def test_draws_are_rows_of_the_whole_batch(size: int, shape: tuple[int, ...]) -> None:
     device = torch.device("cpu")
     whole = StepRandom(3, 5, 0, device)
     parts = [StepRandom(3, 5, 0, device, World(rank=rank, size=size)) for rank in range(size)]
-    normal, uniform, order = whole.normal(8, 2, 3), whole.uniform(8, 1), whole.permutation(8)
+    normal, uniform, order = whole.normal(8, *shape), whole.uniform(8, 1), whole.permutation(8)
+    second = whole.normal(8, *shape)
+    assert not torch.equal(normal, second)
     for rank, part in enumerate(parts):
-        assert torch.equal(part.normal(8 // size, 2, 3), normal[rank::size])
+        assert torch.equal(part.normal(8 // size, *shape), normal[rank::size])
         assert torch.equal(part.uniform(8 // size, 1), uniform[rank::size])
         assert torch.equal(part.permutation(8 // size), order[rank::size])
+        assert torch.equal(part.normal(8 // size, *shape), second[rank::size])
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
