@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 import training_problems as problems
+from stylex import parallel
+from stylex.errors import RunError
 from stylex.parallel import ALONE, World, joined
+from stylex.run import write_json
 from stylex.training.loop import Trainer
+from stylex.training.stability import Trouble
 
 DEVIATION = ("training.batch_size=8", "network.deviation_group=4", "loss.r1_interval=2")
 
@@ -26,6 +33,7 @@ CASES: dict[str, tuple[str, Sequence[str], int]] = {
         (*DEVIATION, "training.accumulate=2", "loss.path_length_interval=1"),
         0,
     ),
+    "augmented": ("fast", (*DEVIATION, "training.augmentation=ada", "training.mirror=true"), 0),
 }
 """Name: recipe, settings, and the step whose phases are run (its number decides the kind of step)."""
 
@@ -42,6 +50,8 @@ def gradients(path: Path, world: World, case: str) -> dict[str, Tensor]:
         for key, parameter in state.networks.generator.named_parameters():
             if "noise" in key:
                 parameter.fill_(0.1)
+    if state.augmentation is not None:
+        state.augmentation[0] = 0.6  # p
     state.step, state.images = step, step * trainer.images_per_step
     batches = [trainer._batch(part) for part in range(trainer.recipe.training.accumulate)]
     found: dict[str, Tensor] = {}
@@ -63,6 +73,14 @@ def gradients(path: Path, world: World, case: str) -> dict[str, Tensor]:
     for key in sorted({key for batch in batches for key in batch.statistics}):
         local = torch.stack([batch.statistics[key] for batch in batches if key in batch.statistics]).mean()
         found[f"statistics/{key}"] = world.mean(local)
+    if state.augmentation is not None:
+        found["augmentation"] = state.augmentation.clone()  # p, signs, images, updates
+    state.images = 1000
+    with torch.no_grad():
+        for parameter in state.networks.generator.parameters():
+            parameter.add_(1.0)
+    trainer._average()
+    found["average"] = state.averages["generator"].get_parameter("affine_bias").clone()
     return found
 
 
@@ -71,8 +89,49 @@ def alone(path: Path, case: str) -> dict[str, Tensor]:
     return gradients(path, ALONE, case)
 
 
+def exchanges(path: Path, world: World) -> dict[str, Any]:
+    """What flags, statistics, checks and refusals come to in this process; the second one differs."""
+    second = world.rank == 1
+    found: dict[str, Any] = {
+        "any": [world.any(second), world.any(False)],
+        "share": world.share(world.rank),
+        "means": world.share_means({"rank": float(world.rank), "same": 3.0}),
+    }
+    run = problems.make_run(path / f"exchanges-{world.rank}", "fast")
+    trainer = Trainer(
+        run, problems.images(), problems.classifier(), problems.HARDWARE, problems.images(3), world
+    )
+    trainer.step()
+    trainer._save()
+    found["checkpoints"] = len(run.checkpoint_files())
+    health = {"l1_share": 1.5 if second else 0.5, "encoder_variance": 1.0, "agreement": 1.0, "l1": 0.1}
+    measured = {f"health/{key}": torch.tensor(value) for key, value in health.items()}
+    with mock.patch("stylex.training.stability.measure_health", return_value=measured):
+        trainer.stability.check(trainer.state, 0.5)
+    found["lowest_l1_share"] = trainer.stability.record.lowest_l1_share
+    trainer.recent.add(7, {"l1": torch.tensor(math.nan if second else 1.0)})
+    found["trouble"] = said_by(trainer._check_statistics)
+    found["same start"] = said_by(trainer._check_same_start)
+    if second:
+        with torch.no_grad():
+            next(trainer.state.networks.generator.parameters()).add_(1e-6)
+    found["other start"] = said_by(trainer._check_same_start)
+    return found
+
+
+def said_by(check: Callable[[], None]) -> str | None:
+    """What a check complains of."""
+    try:
+        check()
+    except (Trouble, RunError) as error:
+        return str(error)
+    return None
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    parallel.BUCKET_BYTES = 4096  # so that even tiny networks take several
     with joined(device="cpu") as together:
         results = {case: gradients(folder, together, case) for case in CASES}
         torch.save(results, folder / f"rank{together.rank}.pt")
+        write_json(folder / f"rank{together.rank}.json", exchanges(folder, together))

@@ -413,6 +413,8 @@ def test_the_whole_way(stylex: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert set(found["attributes"]) == {"old", "young"}
     measured = check(stylex("evaluate", run, "--json", *CPU), "stylex evaluate")
     assert measured["coordinates"] == found["coordinates"]
+    assert len(measured["measured"]["names"]) == measured["images"]
+    assert measured["measured"]["source"] == str(faces)
     assert (measured["factors"], measured["quality"]) == (None, None)
     detector = tmp_path / "detector.safetensors"
     read = ["factors", "train", faces, "--out", detector, "--epochs", "1", "--json", *CPU]
@@ -428,6 +430,12 @@ def test_the_whole_way(stylex: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report = check(drawn, "stylex report")
     assert Path(report["report"]).stat().st_size > 10_000
     assert "Factors that survive reconstruction" in Path(report["report"]).read_text(encoding="utf-8")
+    assert read_json(run / "evaluation.json")["quality"] is not None  # a report of the same images keeps it
+    (run / "evaluation.json").write_text((run / "evaluation.json").read_text()[:100])
+    again_measured = stylex("report", run, "--attributes", "1", "--pairs", "1", "--json", *CPU)
+    check(again_measured, "stylex report")
+    assert "measured again" in again_measured.err
+    assert read_json(run / "evaluation.json")["measured"] == measured["measured"]
     image = next(faces.rglob("*.png"))
     check(stylex("explain", run, image, "--target", "old", "--json", *CPU), "stylex explain")
     # A second classifier of the same images begins with what the first one's training has learned.

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import training_problems as problems
-from stylex.cli.live import TrainingView, sparkline
+from stylex.cli.live import GROUPS, TrainingView, sparkline
 from stylex.run import Run
 from stylex.training.loop import Progress
 
@@ -34,10 +34,19 @@ def progress(images: int = 79_700, **more: float) -> Progress:
     return Progress(images, 128_000, 44.2, 1092.0, STATISTICS | more)
 
 
-def shown(run: Run, width: int, *, terminal: bool = True) -> str:
-    console = Console(file=io.StringIO(), record=True, width=width, force_terminal=terminal)
-    view = TrainingView(run, "fast, 64 px", console=console, clock=lambda: 0.0)
-    view.update(progress())
+def checkpoint(run: Run, step: int) -> None:
+    run.checkpoints.mkdir(exist_ok=True)
+    (run.checkpoints / f"step-{step:08d}.safetensors").touch()
+
+
+def shown(run: Run, width: int, *updates: Progress, seconds: float = 0.0) -> str:
+    """The panel after these updates, a time after it was opened."""
+    console = Console(file=io.StringIO(), record=True, width=width, force_terminal=True)
+    now = [0.0]
+    view = TrainingView(run, "fast, 64 px", console=console, clock=lambda: now[0])
+    now[0] = seconds
+    for update in updates:
+        view.update(update)
     console.export_text()  # before it is shown a view writes lines; what it would show comes next
     console.print(view.render())
     return console.export_text()
@@ -45,11 +54,10 @@ def shown(run: Run, width: int, *, terminal: bool = True) -> str:
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
 def test_the_panel_shows_everything_at_any_width(run: Run, width: int) -> None:
-    (run.path / "checkpoints").mkdir()
-    (run.path / "checkpoints" / "step-00004980.safetensors").touch()
+    checkpoint(run, 4980)
     (run.path / "samples").mkdir()
     (run.path / "samples" / "000075.png").touch()
-    text = shown(run, width)
+    text = shown(run, width, progress())
     for part in ("62 %", "79.7 of 128 kimg", "0.973", "0.951", "0.061", "123456", "1.2e-04"):
         assert part in text, part
     for part in ("step-00004980", "encoder_spread", "keeps the class", "other"):
@@ -58,9 +66,59 @@ def test_the_panel_shows_everything_at_any_width(run: Run, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
 
 
+EVERYTHING = {key: 0.5 for group in GROUPS.values() for key in group}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_nothing_is_cut_short_and_no_line_of_facts_is_broken(run: Run, width: int) -> None:
+    updates = [progress(images, **EVERYTHING) for images in range(1000, 40_000, 1000)]
+    text = shown(run, width, *updates)
+    assert "…" not in text
+    facts = [line.strip(" │") for line in text.splitlines() if "left" in line or "kimg" in line]
+    assert len(facts) == (2 if width == 60 else 1)
+    assert facts[-1].endswith("left, 0:00:00 so far")
+    trends = [line for line in text.splitlines() if "▁" in line]
+    assert len({len(line) for line in trends}) == 1
+
+
+def test_two_columns_fit_a_common_terminal(run: Run) -> None:
+    checkpoint(run, 5)
+    everything = {key: value for key, value in EVERYTHING.items() if key != "health/learning_rate_share"}
+    now = Progress(1000, 2000, 10.0, 5.0, everything)
+    assert len(shown(run, 80, now).splitlines()) <= 24
+
+
+def test_figures_of_rare_checks_stay(run: Run) -> None:
+    text = shown(run, 80, progress(**{"health/agreement": 0.987}), progress(80_000))
+    assert "watched images" in text
+    assert "0.987" in text
+
+
+def test_a_finished_training_says_so(run: Run) -> None:
+    text = shown(run, 80, progress(128_000), seconds=90)
+    assert "done in 0:01:30" in text
+    assert "left" not in text
+
+
+def test_a_continued_training_begins_with_what_there_is(run: Run) -> None:
+    """Its place, its figures and its time; what was logged after the checkpoint is trained again."""
+    rows = [{"step": n, "images": 4 * n, "seconds": 10.0 * n, "l1": 0.25 / n} for n in (1, 2, 3)]
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checkpoint(run, 2)
+    text = shown(run, 80)
+    assert "20 %  0.0 of 0.04 kimg  ·  going on …" in text  # 8 of 40 images
+    assert "0.125" in text
+    assert "0.083" not in text
+    assert "step-00000002" in text
+    assert "0:00:25 so far" in shown(run, 80, progress(), seconds=5)
+    assert "first steps" in shown(problems.make_run(run.path / "fresh", "fast"), 80)
+
+
 def test_sparklines_begin_with_what_the_run_has_logged(run: Run) -> None:
     lines = [json.dumps({"step": n, "images": 4 * n, "l1": 8.0 - n}) for n in range(1, 8)]
     run.metrics_file.write_text("\n".join([*lines, '{"step": 8, "l']))
+    assert TrainingView(run, "").trend("l1") == ""  # without a checkpoint it begins again
+    checkpoint(run, 7)
     view = TrainingView(run, "")
     assert view.trend("l1") == sparkline([7, 6, 5, 4, 3, 2, 1])
     view.update(progress(l1=0.0))
@@ -79,6 +137,8 @@ def test_without_a_terminal_there_are_lines_and_not_too_many(run: Run) -> None:
     lines = file.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["0.5", "128.0"]
     assert "encode/agreement 0.973" in lines[0]
+    assert "0:18:12 left" in lines[0]
+    assert "done: " in lines[1]
     assert "\x1b" not in file.getvalue()
 
 

@@ -9,7 +9,7 @@ import pytest
 import problems
 from stylex import demo
 from stylex.data import load_dataset
-from stylex.demo import MARK, prepare_demo
+from stylex.demo import MARK, held_demo, prepare_demo
 from stylex.errors import RunError
 from stylex.explainer import load_images
 from stylex.packing import pack
@@ -70,6 +70,17 @@ def test_a_demonstration_replaces_an_earlier_one_alone(shipped: Run, tmp_path: P
     (out / MARK).unlink()
     with pytest.raises(RunError, match="no earlier demo; nothing was overwritten"):
         prepare_demo(out)
+
+
+def test_a_demonstration_at_work_is_not_replaced(shipped: Run, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    with held_demo(out) as run:
+        (run.path / "half-done").touch()
+        with pytest.raises(RunError, match="another process is working"):
+            prepare_demo(out)
+        assert (out / "half-done").exists()
+    prepare_demo(out)
+    assert not (out / "half-done").exists()
 
 
 def test_a_demonstration_behind_a_link(shipped: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ import parallel_process as process
 import training_problems as problems
 from stylex.errors import ConfigError
 from stylex.parallel import World, buckets, check_shares, world_size
+from stylex.run import read_json
 from stylex.training.randomness import StepRandom
 
 Results = dict[str, dict[str, Tensor]]
+Said = dict[str, Any]
 
 
 def torchrun(*arguments: str, processes: int = 2) -> list[str]:
@@ -27,8 +30,8 @@ def torchrun(*arguments: str, processes: int = 2) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results]:
-    """What each of two gloo processes found."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two gloo processes wrote what they found."""
     folder = tmp_path_factory.mktemp("two")
     script = Path(__file__).parent / "parallel_process.py"
     done = subprocess.run(
@@ -39,7 +42,20 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Re
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_processes(folder: Path) -> tuple[Results, Results]:
+    """What each of them found of gradients."""
     first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def exchanges(folder: Path) -> tuple[Said, Said]:
+    """What each of them found of everything else."""
+    first, second = (read_json(folder / f"rank{rank}.json") for rank in (0, 1))
     return first, second
 
 
@@ -57,16 +73,36 @@ def test_gradients_of_two_processes_equal_those_of_one(
             assert error < 2e-5, f"{key}: off by {error:.1e}"
 
 
+def test_processes_decide_alike(exchanges: tuple[Said, Said]) -> None:
+    """Also when only the second one sees the reason; of what it measures itself the first one's counts."""
+    for found in exchanges:
+        assert found["any"] == [True, False]
+        assert found["share"] == [0, 1]
+        assert found["means"] == {"rank": 0.5, "same": 3.0}
+        assert found["trouble"] == "l1 not finite at step 7"
+        assert found["lowest_l1_share"] == 0.5
+        assert found["same start"] is None
+        assert "do not start from the same weights" in found["other start"]
+
+
+def test_the_first_process_alone_writes(exchanges: tuple[Said, Said]) -> None:
+    assert [found["checkpoints"] for found in exchanges] == [1, 0]
+
+
 @pytest.mark.parametrize("size", [2, 4])
-def test_draws_are_rows_of_the_whole_batch(size: int) -> None:
+@pytest.mark.parametrize("shape", [(2, 3), (1, 256, 256)])
+def test_draws_are_rows_of_the_whole_batch(size: int, shape: tuple[int, ...]) -> None:
     device = torch.device("cpu")
     whole = StepRandom(3, 5, 0, device)
     parts = [StepRandom(3, 5, 0, device, World(rank=rank, size=size)) for rank in range(size)]
-    normal, uniform, order = whole.normal(8, 2, 3), whole.uniform(8, 1), whole.permutation(8)
+    normal, uniform, order = whole.normal(8, *shape), whole.uniform(8, 1), whole.permutation(8)
+    second = whole.normal(8, *shape)
+    assert not torch.equal(normal, second)
     for rank, part in enumerate(parts):
-        assert torch.equal(part.normal(8 // size, 2, 3), normal[rank::size])
+        assert torch.equal(part.normal(8 // size, *shape), normal[rank::size])
         assert torch.equal(part.uniform(8 // size, 1), uniform[rank::size])
         assert torch.equal(part.permutation(8 // size), order[rank::size])
+        assert torch.equal(part.normal(8 // size, *shape), second[rank::size])
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:

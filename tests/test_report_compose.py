@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import training_problems
 from stylex.attfind import search
 from stylex.data import Dataset, load_dataset
 from stylex.errors import RunError
-from stylex.evaluation.measure import TestImages, prepare
+from stylex.evaluation.measure import TestImages, identify, prepare
 from stylex.evaluation.stage import evaluate_run, is_evaluated, load_evaluation
 from stylex.explainer import Explainer, open_explainer
 from stylex.report.compose import Amounts, compose, write_report
@@ -81,6 +82,52 @@ def test_an_evaluation_of_other_attributes_does_not_count(
     )
     assert is_evaluated(explainer)
     assert not is_evaluated(changed)
+
+
+def test_an_evaluation_says_which_images_it_measured_and_counts_for_them_alone(
+    explained: tuple[Explainer, Dataset, TestImages],
+) -> None:
+    explainer, data, test = explained
+    measured = load_evaluation(explainer)["measured"]
+    assert measured["names"] == list(data.test.names)
+    assert measured["sha256"] == hashlib.sha256(data.test.images.tobytes()).hexdigest()
+    assert measured["source"] == explainer.run.config.data
+    assert is_evaluated(explainer, test)
+    others = prepare(explainer.model, data.discovery, 0)
+    assert not is_evaluated(explainer, others)
+    renamed = dataclasses.replace(test, names=tuple(reversed(test.names)))
+    assert not is_evaluated(explainer, renamed)
+    changed = dataclasses.replace(test, images=test.images.flip(3))
+    assert not is_evaluated(explainer, changed)
+
+
+def test_images_that_a_model_sampled_have_no_source() -> None:
+    model = problems.tiny_model("stylegan2")
+    test = prepare(model, None, 0, count=3)
+    assert identify(model, test).to_json() == {
+        "source": None,
+        "sha256": None,
+        "names": ["sample 0", "sample 1", "sample 2"],
+    }
+
+
+@pytest.mark.parametrize("content", ['{"attributes": "abc', "[]", '{"attributes": "FINGERPRINT"}'])
+def test_a_damaged_evaluation_is_to_be_made_again(
+    explained: tuple[Explainer, Dataset, TestImages], caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    explainer, _, test = explained
+    file = explainer.run.path / "evaluation.json"
+    whole = file.read_text()
+    try:
+        file.write_text(content.replace("FINGERPRINT", explainer.fingerprint))
+        assert not is_evaluated(explainer, test)
+        with pytest.raises(RunError, match=r"'stylex evaluate .*' does it"):
+            load_evaluation(explainer)
+        if "abc" in content:
+            assert "evaluation.json: damaged" in caplog.text
+            assert "measured again" in caplog.text
+    finally:
+        file.write_text(whole)
 
 
 def test_naming_an_attribute_leaves_the_evaluation_valid(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import training_problems as problems
+from stylex.classifiers import Classifier
 from stylex.run import read_tensors
 from stylex.training.augmentation import Augmentation, Transformation, apply, warp
 from stylex.training.losses import Phase, StylexLoss, r1_weight
@@ -249,21 +251,46 @@ def test_a_discriminator_that_overfits_raises_p_in_training(tmp_path: Path) -> N
     assert trainer.loss.augmentation.p > 0.2
 
 
+class Noting(nn.Module):
+    """A perceptual distance that keeps what it is given."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        self.seen += [one.detach(), other.detach()]
+        return (one - other).square().flatten(1).mean(dim=1)
+
+
+@pytest.mark.parametrize("own_features", [True, False])
 def test_only_the_discriminator_sees_augmented_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_features: bool
 ) -> None:
-    """Every phase that scores goes through it; all others get the image itself."""
-    trainer = problems.make_trainer(tmp_path / "run", "fast", [*ADA, "loss.perceptual=0"])
+    """Every phase that scores goes through it; all others get the image itself.
+
+    The perceptual distance is taken in the classifier's own features, or by a network of its own.
+    """
+    trainer = problems.make_trainer(tmp_path / "run", "fast", ADA)
     assert trainer.loss.augmentation is not None
     trainer.loss.augmentation.state[0] = 0.8
     batch = trainer._batch(0)
-    seen: dict[str, list[Tensor]] = {"discriminator": [], "encoder": [], "classifier": []}
+    seen: dict[str, list[Tensor]] = {"discriminator": [], "encoder": [], "classifier": [], "perceptual": []}
+    if not own_features:
+        trainer.loss.perceptual = Noting(seen["perceptual"])
+    for method in ("forward", "forward_with_features"):
+        original = getattr(Classifier, method)
+
+        def noted(self: Classifier, images: Tensor, original: Any = original) -> Any:
+            seen["classifier"].append(images.detach())
+            return original(self, images)
+
+        monkeypatch.setattr(Classifier, method, noted)
     networks = trainer.state.networks
     assert networks.encoder is not None
     for name, module in (
         ("discriminator", networks.discriminator),
         ("encoder", networks.encoder),
-        ("classifier", trainer.classifier.network),
     ):
         module.register_forward_hook(lambda _, given, __, name=name: seen[name].append(given[0].detach()))
     for phase in ("generator", "discriminator", "r1"):
@@ -273,6 +300,12 @@ def test_only_the_discriminator_sees_augmented_images(
     assert len(seen["discriminator"]) == 4
     for images in seen["discriminator"]:
         assert not any(torch.equal(images, plain) for plain in (batch.images, batch.fake))
+    assert len(seen["classifier"]) == 2
+    assert torch.equal(seen["classifier"][0], batch.images)
+    assert torch.equal(seen["classifier"][1], batch.fake)
+    if not own_features:
+        assert torch.equal(seen["perceptual"][0], batch.fake)
+        assert torch.equal(seen["perceptual"][1], batch.images)
     assert torch.equal(seen["encoder"][0], batch.images)
     assert torch.equal(seen["encoder"][1], batch.fake)
     assert float(batch.statistics["l1"]) == pytest.approx(float((batch.fake - batch.images).abs().mean()))

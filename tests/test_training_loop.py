@@ -243,9 +243,11 @@ def test_the_decay_is_a_half_life_in_images() -> None:
     assert ema_decay(problems.recipe("study"), 1, 4) == pytest.approx(0.5 ** (32 / 10_000))
 
 
-def test_averages_follow_the_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_averages_follow_the_weights(tmp_path: Path, accumulate: int) -> None:
+    settings = ["training.ema_rampup=null", "training.ema_halflife_kimg=0.008"]
     trainer = problems.make_trainer(
-        tmp_path / "run", "stylex", ["training.ema_rampup=null", "training.ema_halflife_kimg=0.008"]
+        tmp_path / "run", "stylex", [*settings, f"training.accumulate={accumulate}"]
     )
     assert set(trainer.state.averages) == {"generator", "encoder", "mapping"}
     networks = trainer.state.networks
@@ -254,7 +256,7 @@ def test_averages_follow_the_weights(tmp_path: Path) -> None:
         for name in trainer.state.averages
         for key, value in networks.parts()[name].named_parameters()
     }
-    decay = 0.5 ** (4 / 8)
+    decay = 0.5 ** (4 * accumulate / 8)
     for _ in range(3):
         trainer.step()
         for (name, key), value in expected.items():

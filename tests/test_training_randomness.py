@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from stylex.parallel import World
 from stylex.training.randomness import DataOrder, StepRandom, derive_seed
 
 CPU = torch.device("cpu")
 
 
 def draws(random: StepRandom) -> list[torch.Tensor]:
-    return [random.normal(3, 4), random.uniform(5), random.permutation(6)]
+    large = random.normal(2, 1, 256, 256)
+    return [random.normal(3, 4), random.uniform(5), random.permutation(6), large]
 
 
 def test_a_steps_numbers_do_not_depend_on_what_was_drawn_before() -> None:
@@ -29,6 +31,30 @@ def test_a_steps_numbers_do_not_depend_on_what_was_drawn_before() -> None:
 def test_seed_step_and_part_all_count(other: tuple[int, int, int]) -> None:
     one = StepRandom(7, 100, 1, CPU).normal(50)
     assert float((one - StepRandom(*other, CPU).normal(50)).abs().max()) > 0.1
+
+
+def test_large_draws_are_normal_and_differ_from_image_to_image_and_draw_to_draw() -> None:
+    random = StepRandom(0, 3, 0, CPU)
+    first, second = random.normal(3, 256, 256), random.normal(3, 256, 256)
+    rows = torch.cat([first, second]).flatten(1)
+    assert rows.mean(dim=1).abs().max() < 0.02
+    assert (rows.std(dim=1) - 1).abs().max() < 0.02
+    assert (torch.corrcoef(rows) - torch.eye(6)).abs().max() < 0.02
+
+
+def test_a_large_draw_costs_a_process_its_own_share() -> None:
+    """Only its rows are drawn: of 64 processes one draws 2 images of 128, not all."""
+    drawn: list[int] = []
+    normal = torch.Tensor.normal_
+
+    def counting(self: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        drawn.append(self.numel())
+        return normal(self, *arguments, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "normal_", counting)
+        StepRandom(0, 0, 0, CPU, World(rank=5, size=64)).normal(2, 1, 256, 256)
+    assert drawn == [256 * 256] * 2
 
 
 def test_draws_leave_the_global_state_alone() -> None:

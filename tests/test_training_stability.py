@@ -320,3 +320,66 @@ def test_killed_before_the_best_got_its_name(tmp_path: Path) -> None:
     trainer = Trainer(run, problems.images(), problems.classifier(), problems.HARDWARE, problems.images(6))
     trainer.resume()
     assert read_tensors(best)[1]["step"] == 4
+
+
+def three_checkpoints(path: Path) -> Trainer:
+    """Of steps 1 to 3, the first the best, the others written under suspicion."""
+    trainer = problems.make_trainer(path, "fast", ["training.keep_checkpoints=1"])
+    for _ in range(3):
+        trainer.step()
+        trainer.stability.record.best_step = 1
+        trainer._save()
+        trainer.stability.record.failed_checks = 1
+    return trainer
+
+
+@pytest.mark.parametrize("only_best_is_left", [False, True])
+def test_the_way_back_leads_past_suspects_and_clears_them_away(
+    tmp_path: Path, only_best_is_left: bool
+) -> None:
+    trainer = three_checkpoints(tmp_path / "run")
+    names = [f"step-0000000{step}.safetensors" for step in (1, 2, 3)]
+    assert [file.name for file in trainer.run.checkpoint_files()] == names
+    if only_best_is_left:
+        (trainer.run.checkpoints / names[0]).unlink()
+    found = trainer.stability.last_good()
+    assert found is not None
+    assert (found[1]["step"], found[2].name) == (1, names[0])
+    assert [file.name for file in trainer.run.checkpoint_files()] == names[:1]
+    assert trainer.stability.best_file.exists()
+
+
+def test_the_model_goes_back_too(tmp_path: Path) -> None:
+    trainer = three_checkpoints(tmp_path / "run")
+    assert read_tensors(trainer.run.model_file)[1]["step"] == 3
+    trainer._return(stability.Trouble(3, "l1 not finite"))
+    assert trainer.state.step == 1
+    assert read_tensors(trainer.run.model_file)[1]["step"] == 1
+
+
+def test_nothing_is_the_best_while_losses_are_suspect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "fast")
+    good = GOOD | {"health/agreement": 1.0, "health/l1": 0.1}
+    monkeypatch.setattr(
+        stability, "measure_health", lambda *_: {key: torch.tensor(value) for key, value in good.items()}
+    )
+    watch = trainer.stability
+    for value in [0.1] * 10 + [0.9]:
+        watch.losses.add({"l1": value})
+    watch.check(trainer.state, 0.5)
+    assert watch.record.best_step is None
+    watch.losses.add({"l1": 0.1})
+    watch.check(trainer.state, 0.5)
+    assert watch.record.best_step == 0
+
+
+def test_a_continued_run_remembers_its_losses(tmp_path: Path) -> None:
+    run = problems.make_run(tmp_path / "run", "fast")
+    go(run)
+    trainer = Trainer(run, problems.images(), problems.classifier(), problems.HARDWARE, problems.images(6))
+    trainer.resume()
+    lines = [json.loads(line)["l1"] for line in run.metrics_file.read_text().splitlines()]
+    assert len(lines) == 5
+    assert list(trainer.stability.losses._history["l1"]) == lines

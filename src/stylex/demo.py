@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stylex.errors import RunError
 from stylex.explainer import demo_folder
-from stylex.run import Run
+from stylex.run import LOCK, Run, locked
 
 MARK = ".stylex-demo"
 """Lies in folders that a demo made, and so may replace."""
@@ -20,8 +22,16 @@ def prepare_demo(out: Path) -> Run:
     """Copy the shipped model, classifiers and faces into a new run directory; its findings stay behind.
 
     Raises:
-        RunError: `out` exists, is not empty, and was not made by a demo; or it cannot be written.
+        RunError: `out` exists, is not empty, and was not made by a demo; another process works in it; or it
+            cannot be written.
     """
+    with held_demo(out) as run:
+        return run
+
+
+@contextmanager
+def held_demo(out: Path) -> Iterator[Run]:
+    """As `prepare_demo`, and the run stays locked: no other demo can replace one that is at work."""
     source = demo_folder()
     if not (source / "run.json").exists():
         raise RunError(f"{source}: the shipped model is missing; install stylex again")
@@ -32,20 +42,33 @@ def prepare_demo(out: Path) -> Run:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).touch()  # first, and never deleted: a demo that was killed can be replaced
+    except OSError as error:
+        raise _unwritable(out, error) from None
+    with locked(out):
+        _replace(source, out)
+        yield Run.open(out)
+
+
+def _replace(source: Path, out: Path) -> None:
+    """Empty the folder, but for mark and lock, and copy the shipped run into it."""
+    try:
         for entry in out.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != MARK:
+            elif entry.name not in (MARK, LOCK):
                 entry.unlink()
         for entry in source.iterdir():
-            if entry.name in FINDINGS:
+            if entry.name in (*FINDINGS, MARK, LOCK):
                 continue
             if entry.is_dir():
                 shutil.copytree(entry, out / entry.name)
             else:
                 shutil.copy2(entry, out / entry.name)
     except (OSError, shutil.Error) as error:
-        # copytree gathers a line for each file; the first says enough
-        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or str(error)
-        raise RunError(f"{out}: could not be written ({reason}); choose another with --out") from None
-    return Run.open(out)
+        raise _unwritable(out, error) from None
+
+
+def _unwritable(out: Path, error: OSError | shutil.Error) -> RunError:
+    # copytree gathers a line for each file; the first says enough
+    reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or str(error)
+    return RunError(f"{out}: could not be written ({reason}); choose another with --out")

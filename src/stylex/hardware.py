@@ -148,6 +148,14 @@ def release_freed_memory() -> None:
             return
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice: PyTorch has a type for GPUs, and words for CPUs."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and ("allocate memory" in words or "out of memory" in words)
+
+
 def available_memory(device: torch.device) -> int | None:
     """Bytes that this process may still take, of the GPU or of machine and container; None: unknown."""
     if device.type == "cuda":

@@ -29,6 +29,9 @@ HEADER = "stylex"
 """Key of our JSON in a safetensors header."""
 
 
+LOCK = ".lock"
+"""The file that who writes into a run holds."""
+
 PARTIAL = ".partial"
 """How the name of a file that is still being written ends."""
 
@@ -144,6 +147,29 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run directory for writing; the lock goes when the process ends.
+
+    Raises:
+        RunError: another process holds it, or the directory cannot be written.
+    """
+    import fcntl
+
+    try:
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder}: another process is working in this run") from None
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be locked ({error.strerror}); use a local disk") from None
+        yield
 
 
 def provenance() -> dict[str, str]:
@@ -318,24 +344,6 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for writing; the lock goes when the process ends.
-
-        Raises:
-            RunError: another process holds it, or the directory cannot be written.
-        """
-        import fcntl
-
-        try:
-            lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror})") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"{self.path}: another process is working in this run") from None
-            except OSError as error:
-                raise RunError(
-                    f"{self.path}: cannot be locked ({error.strerror}); use a local disk"
-                ) from None
+        """Hold the run for writing, see `locked`."""
+        with locked(self.path):
             yield

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 KINDS = {
     "convolution, backward": ("convolution_backward",),
@@ -21,6 +23,25 @@ KINDS = {
     "optimiser and average": ("_fused_adam_", "_foreach_lerp_"),
 }  # fmt: skip
 """Kinds of operation by the names of PyTorch's operators, without "aten::"."""
+
+
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the operations of convolutions and matrix products within it, by PyTorch's own formulas.
+
+    A multiplication and an addition count as two. PyTorch's `FlopCounterMode` also tells modules apart, with
+    hooks that a gradient of a gradient (R1) does not bear.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        formula = flop_registry.get(function._overloadpacket)
+        if formula is not None:
+            self.total += formula(*arguments, **(options or {}), out_val=result)
+        return result
 
 
 @dataclass(frozen=True)

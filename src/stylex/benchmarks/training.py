@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from stylex.benchmarks.machine import Machine, convolution_peak, describe, interleaved
 from stylex.benchmarks.peers import StudyStep, load_peer
-from stylex.benchmarks.profiling import Share, shares
+from stylex.benchmarks.profiling import FlopCounter, Share, shares
 from stylex.classifiers import Classifier
 from stylex.classifiers.architectures import build as build_classifier
 from stylex.classifiers.architectures import default_options
@@ -166,7 +165,7 @@ def bench_training(
         found = interleaved(
             works, hardware, rounds, None if on_progress is None else lambda done: on_progress(done, rounds)
         )
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             steps["wide"].run(0, 16)
         places = shares(lambda: steps["fast"].run(0, 16))
     cycle = 16 * broad.images_per_step
@@ -179,7 +178,7 @@ def bench_training(
         fast_images_per_second=cycle / found["fast"],
         fast_warm_up_images_per_second=cycle / found["warm-up"],
         convolution_peak_flops=convolution_peak(hardware),
-        achieved_flops=counter.get_total_flops() / found["wide"],
+        achieved_flops=counter.total / found["wide"],
         where_the_time_goes=places,
     )
 

@@ -53,3 +53,71 @@ def train(
     ]
     lines += [f"  {entry.share:5.1%}  {entry.kind}" for entry in found.where_the_time_goes]
     result(as_json, found.to_json(), "\n".join(lines))
+
+
+@app.command("scale")
+def scale(
+    recipe: Annotated[str, typer.Option(help="Recipe by name, or a YAML file.")] = "stylex",
+    size: Annotated[int, typer.Option(min=8, help="Pixels a side, a power of two.")] = 256,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes, one a GPU.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step, of all processes together.")] = 16,
+    numbers: Annotated[
+        str, typer.Option("--precision", help="Of the networks on paper: bf16 or fp32.")
+    ] = "bf16",
+    tflops: Annotated[float, typer.Option(min=0.001, help="ASSUMED rate of each GPU, 10¹² FLOP/s.")] = 100.0,
+    gigabytes: Annotated[
+        float, typer.Option(min=0.001, help="ASSUMED rate of each GPU's link, GB/s.")
+    ] = 20.0,
+    measure: Annotated[bool, typer.Option("--measure", help="Also time real steps on this machine.")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Recipe setting, section.key=value.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Training on many GPUs on paper: parameters, operations, memory, communication, time."""
+    from stylex.benchmarks.scale import measure as measure_here
+    from stylex.benchmarks.scale import plan_scale
+    from stylex.config import load_recipe
+    from stylex.data import check_size
+    from stylex.errors import ConfigError
+    from stylex.training.costs import OutOfMemory
+
+    check_size(size)
+    if numbers not in ("bf16", "fp32"):
+        raise ConfigError(f"precision is '{numbers}'; choose bf16 or fp32")
+    chosen = load_recipe(recipe, set_ or ())
+    plan = plan_scale(chosen, size, gpus, batch_size=batch, precision=numbers)
+    computing, averaging = plan.hours(tflops, gigabytes)
+    content = {
+        "computed": plan.to_json(),
+        "assumed": {
+            "tflops": tflops,
+            "gigabytes_a_second": gigabytes,
+            "computing_hours": computing,
+            "averaging_hours": averaging,
+        },
+        "measured": None,
+    }
+    lines = [
+        f"computed: recipe {plan.recipe}, {size} px, {gpus} GPUs, batch {batch}, {numbers}, "
+        f"{plan.total_kimg:g} kimg",
+        f"  parameters: {', '.join(f'{name} {count:,}' for name, count in plan.parameters.items())}",
+        f"  an image of a step: {plan.flops_an_image / 1e9:,.0f} GFLOP, "
+        f"{plan.noise_numbers:,} random numbers a synthesis",
+        f"  on each GPU: {plan.state_bytes / 1e6:,.0f} MB state, {plan.kept_bytes / 1e6:,.0f} MB kept for "
+        f"backward, {plan.sent_bytes / 1e6:,.0f} MB sent a step",
+        f"at {tflops:g} TFLOP/s and {gigabytes:g} GB/s a GPU, both assumed: "
+        f"{computing:.1f} h computing, {averaging:.1f} h averaging gradients",
+    ]
+    if measure:
+        try:
+            found = measure_here(chosen, size, choose_hardware(device, numbers, threads))
+        except OutOfMemory as error:
+            raise ConfigError(f"{error}; measure a smaller --size") from None
+        content["measured"] = found.to_json()
+        kinds = ", ".join(f"{kind} {seconds:.2f} s" for kind, seconds in found.cost.kinds.items())
+        more = ", ".join(f"{name} {seconds:.2f} s more" for name, seconds in found.cost.phases.items())
+        lines.append(f"measured on {found.machine}: a step of two images, {kinds}; {more}")
+    result(as_json, content, "\n".join(lines))

@@ -24,20 +24,19 @@ def demo(
 ) -> None:
     """Find out what the shipped classifier ("does this face look old?") looks at, and report it."""
     from stylex.attfind import search
-    from stylex.demo import prepare_demo
+    from stylex.demo import held_demo
     from stylex.evaluation.measure import prepare
     from stylex.evaluation.stage import evaluate_run
     from stylex.explainer import load_images, open_explainer
     from stylex.model import load_model
     from stylex.report.compose import write_report
 
-    run = prepare_demo(out)
-    chosen = choose_hardware(device, precision, threads)
-    model = load_model(run, chosen)
-    note("reading the shipped faces")
-    dataset = load_images(run)
-    settings = run.config.attfind.model_copy(update={"images_per_class": images})
-    with run.locked():
+    with held_demo(out) as run:
+        chosen = choose_hardware(device, precision, threads)
+        model = load_model(run, chosen)
+        note("reading the shipped faces")
+        dataset = load_images(run)
+        settings = run.config.attfind.model_copy(update={"images_per_class": images})
         with progress() as display:
             task = display.add_task("measuring effects, image", total=None)
             findings = search(

@@ -70,6 +70,7 @@ def evaluate(
             judge=judge,
             detector=detector,
             quality=measures,
+            source=data,
             on_progress=lambda stage: note(f"measuring {stage}"),
         )
     result(as_json, {"run": str(path), **found.to_json()}, describe(found))

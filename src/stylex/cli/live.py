@@ -7,8 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from itertools import zip_longest
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -29,8 +28,16 @@ HISTORY = 20
 WIDEST, NARROWEST_PAIR = 100, 80
 """Columns of the panel at most, and at least for two groups beside each other."""
 
-LABEL, FIGURE = 17, 7
-"""Characters of a name and of a number."""
+LABEL, FIGURE, GAP = 17, 7, 3
+"""Characters of a name, of a number, and between two groups beside each other."""
+
+FRAME = 6
+"""Characters that the frame and the space within it take of the width."""
+
+SEPARATOR = Text("  ·  ", "dim")
+
+ABOUT = ("step", "images", "seconds", "images_per_second")
+"""Keys of a line in metrics.jsonl that are no statistics."""
 
 PLAIN_SECONDS = 10.0
 """Least time between two plain lines."""
@@ -49,6 +56,14 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "encode/latent_l1": "latent, encode",
         "swap/latent_l1": "latent, swap",
     },
+    "watched images": {
+        "health/agreement": "class kept",
+        "health/agreement_over_chance": "over chance",
+        "health/l1": "L1",
+        "health/l1_share": "L1 ÷ constant",
+        "health/encoder_variance": "encoder variance",
+        "health/learning_rate_share": "learning rate, ×",
+    },
     "looks real": {
         "adversarial": "generator",
         "discriminator": "discriminator",
@@ -56,8 +71,12 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "score/fake": "score, generated",
     },
     "regularisers": {"r1": "R1", "path_length": "path length"},
+    "augmentation": {"augmentation/p": "probability p", "augmentation/r": "overfitting r"},
 }
-"""What is shown where, and its name; a statistic that stands nowhere here goes to "other"."""
+"""What is shown where, and its name; a statistic that stands nowhere here goes to "other".
+
+In this order two columns of 80 characters hold them in the 24 lines of a common terminal.
+"""
 
 HEADLINE = ("encode/agreement", "swap/agreement")
 """What to look at first."""
@@ -83,6 +102,9 @@ def sparkline(values: Sequence[float]) -> str:
 class TrainingView:
     """Shows progress; a context manager whose `update` is what `train` calls after every log interval.
 
+    What a log interval has no figure of (checks come with checkpoints only) is shown as it last was, so that
+    nothing jumps.
+
     Args:
         run: whose checkpoints and samples are named; its metrics so far begin the sparklines.
         about: a few words for the frame, such as recipe and hardware.
@@ -100,14 +122,20 @@ class TrainingView:
     ) -> None:
         self._run, self._about, self._console, self._clock = run, about, console, clock
         self._begin = clock()
+        self._seconds_before = 0.0
+        self._images_before = 0
+        self._latest: dict[str, float] = {}
         self._now: Progress | None = None
         self._updated = self._begin
         self._said: float | None = None
         self._history: dict[str, deque[float]] = {}
         self._checkpoint = self._samples = ""
         self._live: Live | None = None
+        self._look()
         for entry in _entries(run):
-            self._note(entry)
+            self._seconds_before = entry.pop("seconds", 0.0)
+            self._images_before = int(entry.pop("images", 0))
+            self._note({key: value for key, value in entry.items() if key not in ABOUT})
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -125,10 +153,7 @@ class TrainingView:
         """Show where training stands."""
         self._now, self._updated = now, self._clock()
         self._note(now.statistics)
-        checkpoints = self._run.checkpoint_files()
-        self._checkpoint = checkpoints[-1].name.removesuffix(".safetensors") if checkpoints else ""
-        samples = sorted((self._run.path / "samples").glob("*.png"))
-        self._samples = str(samples[-1]) if samples else ""
+        self._look()
         if self._live is not None:
             self._live.refresh()
         elif (
@@ -141,15 +166,15 @@ class TrainingView:
 
     def render(self) -> RenderableType:
         """The panel as it stands now."""
-        now = self._now
-        if now is None:
-            return self._framed(Text("the first steps are under way …", "dim"))
-        parts: list[RenderableType] = [self._progress(now), Text()]
-        parts.append(self._figures(now.statistics))
-        where = Table.grid(padding=(0, 2))
-        where.add_row(Text("checkpoint", "dim"), self._checkpoint or Text("none yet", "dim"))
-        where.add_row(Text("samples", "dim"), Text(self._samples or "none yet", overflow="fold"))
-        return self._framed(Group(*parts, where))
+        parts: list[RenderableType] = [self._progress(), Text()]
+        if self._latest:
+            parts.append(self._figures())
+        if self._now is not None or self._checkpoint:
+            where = Table.grid(padding=(0, 2))
+            where.add_row(Text("checkpoint", "dim"), self._checkpoint or Text("none yet", "dim"))
+            where.add_row(Text("samples", "dim"), Text(self._samples or "none yet", overflow="fold"))
+            parts.append(where)
+        return self._framed(Group(*(parts if len(parts) > 2 else parts[:1])))
 
     def _framed(self, inside: RenderableType) -> Panel:
         title = Text.assemble(("stylex train", "bold"), "  ", str(self._run.path))
@@ -160,63 +185,86 @@ class TrainingView:
             subtitle=Text(self._about, "dim"),
             subtitle_align="right",
             border_style="dim",
-            width=min(self._console.width, WIDEST),
+            width=self._width,
         )
 
-    def _progress(self, now: Progress) -> RenderableType:
-        share = now.images / now.total_images
-        left = max(0.0, now.seconds_left - (self._clock() - self._updated))
-        facts = Text.assemble(
-            (f"{100 * share:.0f} %", "bold"),
-            f"  {now.images / 1000:.1f} of {now.total_images / 1000:g} kimg",
-            ("   ·   ", "dim"),
-            (f"{now.images_per_second:.0f}", "bold"),
-            " images/s",
-            ("   ·   ", "dim"),
-            (_clock_time(left), "bold"),
-            " left",
-            (f", {_clock_time(self._clock() - self._begin)} so far", "dim"),
+    @property
+    def _width(self) -> int:
+        return min(self._console.width, WIDEST)
+
+    def _progress(self) -> RenderableType:
+        """The bar and what there is to say of time; in two lines where one is too short."""
+        total = self._run.config.recipe.training.total_kimg * 1000
+        images, so_far = self._images_before, self._seconds_before + self._clock() - self._begin
+        if self._now is not None:
+            images, total = self._now.images, self._now.total_images
+        place = Text.assemble(
+            (f"{100 * images / total:.0f} %", "bold"), f"  {images / 1000:.1f} of {total / 1000:g} kimg"
         )
-        bar = ProgressBar(total=now.total_images, completed=now.images, complete_style="cyan")
+        if self._now is None:
+            going_on = "going on" if images else "the first steps are under way"
+            facts, times = place, Text(f"{going_on} …", "dim")
+        else:
+            speed = (f"{self._now.images_per_second:.0f}", "bold")
+            facts = Text.assemble(place, SEPARATOR, speed, " images/s")
+            if images >= total:
+                times = Text.assemble(("done", "bold green"), f" in {_clock_time(so_far)}")
+            else:
+                left = max(0.0, self._now.seconds_left - (self._clock() - self._updated))
+                times = Text.assemble(
+                    (_clock_time(left), "bold"), " left", (f", {_clock_time(so_far)} so far", "dim")
+                )
         both = Table.grid(expand=True)  # a bar ends no line by itself
-        both.add_row(bar)
-        both.add_row(facts)
+        both.add_row(ProgressBar(total=total, completed=images, complete_style="cyan"))
+        one = Text.assemble(facts, SEPARATOR, times)
+        for line in (one,) if one.cell_len <= self._width - FRAME else (facts, times):
+            both.add_row(line)
         return both
 
-    def _figures(self, statistics: Mapping[str, float]) -> RenderableType:
-        tables = [
-            _table(
-                name, [(label, key) for key, label in group.items() if key in statistics], statistics, self
-            )
-            for name, group in _groups(statistics).items()
-        ]
-        if self._console.width < NARROWEST_PAIR:
-            return Group(*tables)
-        grid = Table.grid(expand=True, padding=(0, 2))
-        grid.add_column(ratio=1)
-        grid.add_column(ratio=1)
-        for pair in zip_longest(tables[::2], tables[1::2], fillvalue=Text()):
-            grid.add_row(*pair)
+    def _figures(self) -> RenderableType:
+        """The groups one below the other, or in two columns of about the same height."""
+        columns: list[list[Table]] = [[] for _ in range(2 if self._console.width >= NARROWEST_PAIR else 1)]
+        for name, group in _groups(self._latest).items():
+            rows = [(label, key) for key, label in group.items() if key in self._latest]
+            shortest = min(columns, key=lambda column: sum(table.row_count for table in column))
+            shortest.append(_table(name, rows, self._latest, self))
+        if len(columns) == 1:
+            return Group(*columns[0])
+        grid = Table.grid(padding=0)
+        for width in (self._column + GAP, self._column):
+            grid.add_column(width=width)
+        grid.add_row(*(Group(*column) for column in columns))
         return grid
+
+    @property
+    def _column(self) -> int:
+        """Characters that a group is wide."""
+        inside = self._width - FRAME
+        return (inside - GAP) // 2 if self._console.width >= NARROWEST_PAIR else inside
 
     def trend(self, key: str) -> str:
         """The sparkline of a statistic, as long as the panel's width allows."""
-        width = min(self._console.width, WIDEST) - 6  # frame and its padding
-        if self._console.width >= NARROWEST_PAIR:
-            width = (width - 2) // 2
-        room = max(1, min(HISTORY, width - LABEL - FIGURE - 2))
+        room = max(1, min(HISTORY, self._column - LABEL - FIGURE - 2))
         return sparkline(list(self._history.get(key, ()))[-room:])
 
+    def _look(self) -> None:
+        """See what the run has of checkpoints and samples."""
+        checkpoints = self._run.checkpoint_files()
+        self._checkpoint = checkpoints[-1].name.removesuffix(".safetensors") if checkpoints else ""
+        samples = sorted((self._run.path / "samples").glob("*.png"))
+        self._samples = str(samples[-1]) if samples else ""
+
     def _note(self, statistics: Mapping[str, float]) -> None:
+        self._latest |= statistics
         for key, value in statistics.items():
             self._history.setdefault(key, deque(maxlen=HISTORY)).append(value)
 
     def _line(self, now: Progress) -> str:
         figures = ", ".join(f"{key} {now.statistics[key]:.3f}" for key in SHORT if key in now.statistics)
+        left = f"{_clock_time(now.seconds_left)} left" if now.images < now.total_images else "done"
         return (
             f"{now.images / 1000:.1f} of {now.total_images / 1000:g} kimg, "
-            f"{now.images_per_second:.0f} images/s, {_clock_time(now.seconds_left)} left"
-            + (f": {figures}" if figures else "")
+            f"{now.images_per_second:.0f} images/s, {left}" + (f": {figures}" if figures else "")
         )
 
 
@@ -254,18 +302,21 @@ def _clock_time(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _entries(run: Run) -> list[dict[str, Any]]:
-    """The last lines of the run's metrics, statistics alone; unreadable ones are left out."""
-    if not run.metrics_file.exists():
+def _entries(run: Run) -> list[dict[str, float]]:
+    """The last lines of the run's metrics; left out are unreadable ones, and those after its checkpoint.
+
+    What came after the newest checkpoint is trained again.
+    """
+    files = run.checkpoint_files()
+    if not run.metrics_file.exists() or not files:
         return []
+    newest = int(files[-1].stem.removeprefix("step-"))
     found = []
-    about = ("step", "images", "seconds", "images_per_second")
-    for line in run.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()[-HISTORY:]:
+    for line in run.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict):
-            numbers = {key: value for key, value in entry.items() if isinstance(value, int | float)}
-            found.append({key: value for key, value in numbers.items() if key not in about})
-    return found
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int) and entry["step"] <= newest:
+            found.append({key: value for key, value in entry.items() if isinstance(value, int | float)})
+    return found[-HISTORY:]

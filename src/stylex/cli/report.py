@@ -44,8 +44,8 @@ def report(
         dataset = load_images(run, data)
     with run.locked():
         test = prepare(explainer.model, None if dataset is None else dataset.test, run.config.seed)
-        if data is not None or not is_evaluated(explainer):  # figures and pictures of the same images
-            evaluate_run(explainer, test, on_progress=lambda stage: note(f"measuring {stage}"))
+        if not is_evaluated(explainer, test):  # figures and pictures of the same images
+            evaluate_run(explainer, test, source=data, on_progress=lambda stage: note(f"measuring {stage}"))
         note("writing the report")
         shown = Amounts(attributes=attributes, pairs=pairs)
         file = write_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,16 +72,33 @@ class MethodResult:
 
 
 @dataclass(frozen=True)
+class MeasuredImages:
+    """Which images figures are about.
+
+    `names` as in their source, in order; `sha256` over their pixels, None for images that the model sampled
+    itself; `source` is where they came from, None where nobody said.
+    """
+
+    names: tuple[str, ...]
+    sha256: str | None
+    source: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"source": self.source, "sha256": self.sha256, "names": list(self.names)}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Figures of a run on its test images.
 
     `agreement` is the share of images whose class survives reconstruction, `l1` the mean absolute difference
     of a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target.
     Targets outside of which there is no test image are missing in `methods` and `single`. `factors` and
-    `quality` are None where they were not asked for.
+    `quality` are None where they were not asked for. `measured` says which the images were.
     """
 
     images: int
+    measured: MeasuredImages
     coordinates: int
     agreement: Interval
     l1: float
@@ -92,6 +110,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         return {
             "images": self.images,
+            "measured": self.measured.to_json(),
             "coordinates": self.coordinates,
             "agreement": self.agreement.to_json(),
             "l1": self.l1,
@@ -188,7 +207,20 @@ def evaluate(
     kept = same_class(test.logits_original, test.logits, model.classifier.activation)
     l1 = float((test.images.to(test.reconstructions.device) - test.reconstructions).abs().mean())
     agreement = wilson(int(kept.sum()), len(kept))
-    return Evaluation(len(test.names), space.size, agreement, l1, tuple(results), single)
+    return Evaluation(
+        len(test.names), identify(model, test), space.size, agreement, l1, tuple(results), single
+    )
+
+
+def identify(model: Model, test: TestImages) -> MeasuredImages:
+    """Names of test images and, unless the model sampled them, the hash of their pixels as uint8."""
+    if model.encoder is None:
+        return MeasuredImages(test.names, None)
+    digest = hashlib.sha256()
+    for image in test.images:
+        pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        digest.update(pixels.permute(1, 2, 0).cpu().contiguous().numpy().tobytes())
+    return MeasuredImages(test.names, digest.hexdigest())
 
 
 def same_class(before: Logits, after: Logits, activation: Activation) -> npt.NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,17 @@ from stylex.classifiers import Classifier
 from stylex.errors import ClassifierError, ConfigError, DataError, RunError
 from stylex.evaluation.extractors import Extractor, load_extractor
 from stylex.evaluation.factors import FactorDetector, agreement
-from stylex.evaluation.measure import Evaluation, TestImages, evaluate
+from stylex.evaluation.measure import Evaluation, TestImages, evaluate, identify
 from stylex.evaluation.quality import measure_quality
 from stylex.explainer import Explainer
 from stylex.hardware import place
 from stylex.perceptual import Distance, load_perceptual
 from stylex.run import Run, read_json, write_json
+
+log = logging.getLogger("stylex")
+
+NEEDED = ("attributes", "images", "measured", "agreement", "l1", "methods", "single")
+"""What an evaluation.json must have to be read; one that another version wrote may have less."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ def evaluate_run(
     judge: str | Path | None = None,
     detector: FactorDetector | None = None,
     quality: QualityMeasures | None = None,
+    source: str | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure flip curves, controls and reconstruction on test images and keep them in the run.
@@ -92,13 +99,14 @@ def evaluate_run(
         judge: an independently trained classifier; by default the run's judge.safetensors where there is one.
         detector: of `load_detector`: measure which factors survive reconstruction.
         quality: of `load_measures`: measure image quality too.
+        source: where the test images came from, by default the run's own source.
 
     Raises:
         ClassifierError: the judge has other classes, or is the classifier explained.
     """
     run, model = explainer.run, explainer.model
-    source = judge or (run.judge_file if run.judge_file.exists() else None)
-    judging = None if source is None else _load_judge(source, explainer)
+    judged_by = judge or (run.judge_file if run.judge_file.exists() else None)
+    judging = None if judged_by is None else _load_judge(judged_by, explainer)
     found = evaluate(
         model,
         explainer.discovery.space,
@@ -110,6 +118,8 @@ def evaluate_run(
         seed=run.config.seed,
         on_progress=on_progress,
     )
+    if model.encoder is not None:
+        found = replace(found, measured=replace(found.measured, source=source or run.data_source))
     if detector is not None:
         found = replace(found, factors=agreement(detector, test.images, test.reconstructions))
     if quality is not None:
@@ -128,13 +138,29 @@ def evaluate_run(
     return found
 
 
-def is_evaluated(explainer: Explainer) -> bool:
-    """Whether the run holds an evaluation of the very attributes that it has now."""
+def is_evaluated(explainer: Explainer, test: TestImages | None = None) -> bool:
+    """Whether the run holds an evaluation of its present attributes and, if given, on these test images.
+
+    A damaged evaluation.json counts as none, and a warning says so: it can be made again.
+    """
     file = _file(explainer.run)
     if not file.exists():
         return False
-    content = read_json(file)
-    return isinstance(content, dict) and content.get("attributes") == explainer.fingerprint
+    try:
+        content = read_json(file)
+    except RunError as error:
+        log.warning("%s; what it held is to be measured again", error)
+        return False
+    if not isinstance(content, dict) or not set(NEEDED) <= set(content):
+        return False
+    if test is not None:
+        now, then = identify(explainer.model, test), content["measured"]
+        if not isinstance(then, dict) or (then.get("names"), then.get("sha256")) != (
+            list(now.names),
+            now.sha256,
+        ):
+            return False
+    return bool(content["attributes"] == explainer.fingerprint)
 
 
 def load_evaluation(explainer: Explainer) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from stylex.data import ImageSet
 from stylex.hardware import (
     Hardware,
     available_memory,
+    is_out_of_memory,
     peak_memory,
     release_freed_memory,
     start_peak_memory,
@@ -29,6 +30,10 @@ from stylex.training.losses import Phase, phases
 
 SAFE_SHARE = 0.8
 """Share of the available memory that a training may fill."""
+
+
+class OutOfMemory(Exception):  # noqa: N818 (what happened; who measures decides what follows)
+    """A trial step did not fit the memory."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class StepCost:
         activation_bytes: memory above the networks' and optimisers' state at the worst moment.
         base_bytes: what the process held before there were networks.
         rounds: how often each was timed, the first time (which builds kernels) left out if there was another.
+        failed_batch: a batch that ran out of memory; None where none did.
     """
 
     batch_size: int
@@ -65,6 +71,7 @@ class StepCost:
     activation_bytes: int
     base_bytes: int
     rounds: int
+    failed_batch: int | None = None
 
     @property
     def round_seconds(self) -> float:
@@ -97,6 +104,10 @@ class StepCost:
         """Memory of a training with batches of `batch_size`: base, state, and activations in proportion."""
         return int(self.base_bytes + size.state_bytes + self.activation_bytes * batch_size / self.batch_size)
 
+    def ran_out(self, batch_size: int) -> bool:
+        """Whether a batch no larger than this one ran out of memory."""
+        return self.failed_batch is not None and batch_size >= self.failed_batch
+
 
 def measure_size(recipe: Recipe, resolution: int, classes: int) -> Size:
     """Count parameters and coordinates of networks that are never given memory (on the meta device)."""
@@ -125,7 +136,8 @@ def measure_step(
     """Time real training steps and measure their memory; nothing is written.
 
     A step with a batch of two images comes first: where it foretells that the full batch does not fit the
-    memory, or takes longer than the limit, its own figures are given and taken as proportional to the batch.
+    memory, or takes longer than the limit, its own figures are given and taken as proportional to the batch;
+    likewise, with `failed_batch` set, where the full batch runs out of memory.
 
     Args:
         config: the settings; the run that they would make is not touched.
@@ -135,7 +147,7 @@ def measure_step(
 
     Raises:
         DataError, ConfigError: as for `train`.
-        MemoryError or torch's error for it: not even two images fit.
+        OutOfMemory: not even two images fit.
     """
     begin = clock()
     full = config.recipe.training.batch_size
@@ -148,7 +160,10 @@ def measure_step(
     left = limit_s - (clock() - begin)
     if not fits or cost.round_seconds * full / cost.batch_size > left:
         return cost
-    return _measure(_with_batch(config, full), images, classifier, hardware, left, clock)
+    try:
+        return _measure(_with_batch(config, full), images, classifier, hardware, left, clock)
+    except OutOfMemory:
+        return replace(cost, failed_batch=full)
 
 
 def _with_batch(config: RunConfig, batch_size: int) -> RunConfig:
@@ -156,6 +171,30 @@ def _with_batch(config: RunConfig, batch_size: int) -> RunConfig:
 
 
 def _measure(
+    config: RunConfig,
+    images: ImageSet,
+    classifier: Classifier,
+    hardware: Hardware,
+    limit_s: float,
+    clock: Callable[[], float],
+) -> StepCost:
+    """As `_measure_steps`; OutOfMemory, with all that was built let go, where the memory does not suffice."""
+    try:
+        return _measure_steps(config, images, classifier, hardware, limit_s, clock)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        batch, reason = config.recipe.training.batch_size, str(error).splitlines()
+    # Only here, with the error and the frames that it held gone, can their memory be given back.
+    gc.collect()
+    release_freed_memory()
+    raise OutOfMemory(
+        f"a step with {batch} images at {config.resolution} px ran out of memory "
+        f"({(reason or ['no reason given'])[0][:120]})"
+    )
+
+
+def _measure_steps(
     config: RunConfig,
     images: ImageSet,
     classifier: Classifier,
@@ -255,7 +294,10 @@ def _at_least_two(images: ImageSet) -> ImageSet:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training will take: see `estimate`. Bytes and seconds; None where it could not be measured."""
+    """What a training will take: see `estimate`. Bytes and seconds; None where it could not be measured.
+
+    `ran_out`: a trial step with the recipe's batch, or fewer images, ran out of memory.
+    """
 
     size: Size
     cost: StepCost | None
@@ -265,10 +307,13 @@ class Estimate:
     images_done: int
     steps: int
     seconds: float | None
+    ran_out: bool = False
 
     @property
     def fits(self) -> bool:
         """Whether the memory suffices, as far as is known."""
+        if self.ran_out:
+            return False
         return self.available_bytes is None or self.peak_bytes < self.available_bytes
 
     def content(self) -> dict[str, object]:
@@ -326,10 +371,14 @@ def estimate(
     recipe = config.recipe
     size = measure_size(recipe, config.resolution, classifier.classes)
     free = available_memory(hardware.device)
-    cost = None
-    if free is None or size.state_bytes < SAFE_SHARE * free:
-        cost = measure_step(config, images, classifier, hardware, limit_s=limit_s)
+    cost, ran_out = None, False
     batch_size = recipe.training.batch_size
+    if free is None or size.state_bytes < SAFE_SHARE * free:
+        try:
+            cost = measure_step(config, images, classifier, hardware, limit_s=limit_s)
+            ran_out = cost.ran_out(batch_size)
+        except OutOfMemory:
+            ran_out = True
     base = 0 if cost is None else cost.base_bytes
     total = total_images(recipe)
     per_step = batch_size * recipe.training.accumulate
@@ -343,4 +392,5 @@ def estimate(
         images_done=images_done,
         steps=-(-(total - images_done) // per_step),
         seconds=None if cost is None else cost.seconds(recipe, images_done),
+        ran_out=ran_out,
     )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from stylex.config import Recipe, RunConfig, changed
 from stylex.data import Preview
 from stylex.errors import ConfigError
 from stylex.hardware import Hardware, available_memory
-from stylex.training.costs import SAFE_SHARE, Size, StepCost, measure_size, measure_step
+from stylex.training.costs import SAFE_SHARE, OutOfMemory, Size, StepCost, measure_size, measure_step
+
+log = logging.getLogger("stylex")
 
 WIDTH_KEYS = (
     "network.channel_base",
@@ -169,9 +172,14 @@ def fitting_batch(
     training = measurement.recipe.training
     batch, accumulate = training.batch_size, training.accumulate
     given = "training.batch_size" in fixed or "training.accumulate" in fixed
-    while memory_bytes is not None and measurement.cost.peak_bytes(measurement.size, batch) > (
-        SAFE_SHARE * memory_bytes
-    ):
+
+    def too_large() -> bool:
+        if measurement.cost.ran_out(batch):
+            return True
+        peak = measurement.cost.peak_bytes(measurement.size, batch)
+        return memory_bytes is not None and peak > SAFE_SHARE * memory_bytes
+
+    while too_large():
         if given or batch % 2 or batch // 2 < SMALLEST_BATCH:
             return None
         batch, accumulate = batch // 2, accumulate * 2
@@ -350,7 +358,11 @@ def _measure_and_decide(
         if free is not None and size.state_bytes > SAFE_SHARE * free:
             continue
         tried = config.model_copy(update={"recipe": recipe})
-        cost = measure_step(tried, few, classifier, hardware, limit_s=limit_s)
+        try:
+            cost = measure_step(tried, few, classifier, hardware, limit_s=limit_s)
+        except OutOfMemory as error:
+            log.info("widths %g times the recipe's: %s", scale, error)
+            continue
         found.append(Measurement(scale, recipe, size, cost))
         memory = None if free is None else free + cost.base_bytes
         choice = decide(found, budget_s=budget_s, memory_bytes=memory, fixed=fixed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -17,22 +18,41 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+LARGE = 1 << 16
+"""Numbers an image from which on every image's are drawn by themselves: noise maps from 256 px on."""
+
+
 class StepRandom:
     """Draws for one batch of one step. Drawn on the CPU, so that every device sees the same numbers.
 
-    Where several processes share the batch, each draws for all of it and keeps its own images' rows: what an
-    image gets does not depend on the number of processes. Counts and first dimensions are the process's own.
+    Where several processes share the batch, what an image gets does not depend on their number: each process
+    draws for the whole batch and keeps its own images' rows or, of normal numbers from `LARGE` an image on,
+    draws its own rows alone, each from a generator that hangs on the image's place in the batch. Counts and
+    first dimensions are the process's own.
     """
 
     def __init__(self, seed: int, step: int, part: int, device: torch.device, world: World = ALONE) -> None:
         self._world = world
-        self._generator = torch.Generator().manual_seed(derive_seed(seed, "step", step, part))
+        self._seed = derive_seed(seed, "step", step, part)
+        self._large_draws = 0
+        self._generator = torch.Generator().manual_seed(self._seed)
         self._device = device
 
     def normal(self, count: int, *shape: int) -> Tensor:
         """Standard normal numbers [count, …]."""
+        if math.prod(shape) >= LARGE:
+            return self._rows(torch.empty(count, *shape)).to(self._device)
         whole = torch.randn(count * self._world.size, *shape, generator=self._generator)
         return self._world.own(whole).to(self._device)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Fill this process's rows [count, …] of a large draw; row j of process r is image j · R + r."""
+        for number, row in enumerate(rows):
+            image = number * self._world.size + self._world.rank
+            seed = derive_seed(self._seed, "large", self._large_draws, image)
+            row.normal_(generator=torch.Generator().manual_seed(seed))
+        self._large_draws += 1
+        return rows
 
     def uniform(self, count: int, *shape: int) -> Tensor:
         """Numbers from 0 to 1 [count, …]."""
