@@ -152,6 +152,8 @@ def measure_step(
     begin = clock()
     full = config.recipe.training.batch_size
     few = _with_batch(config, min(2, full))
+    if full <= 2:
+        return _measure(few, images, classifier, hardware, limit_s, clock)
     cost = _measure(few, images, classifier, hardware, limit_s / 5, clock)
     size = measure_size(config.recipe, config.resolution, classifier.classes)
     free = available_memory(hardware.device)
