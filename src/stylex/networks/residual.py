@@ -131,7 +131,8 @@ class Encoder(ResidualNetwork):
 
     def learned(self, images: Tensor) -> Tensor:
         """The network's part of w: [N, latent_features]."""
-        return super().forward(images)
+        outputs: Tensor = super().forward(images)
+        return outputs
 
     def project(self, images: Tensor) -> Tensor:
         """The components' part of w: [N, latent_features], the rest of the numbers 0. Needs components."""

@@ -235,7 +235,7 @@ class StylexLoss:
         mapping = self.networks.mapping
         assert mapping is not None
         count = len(images)
-        w = mapping(random.normal(count, mapping.z_features))
+        w: Tensor = mapping(random.normal(count, mapping.z_features))
         mapping.update_mean(self.world.gather(w.detach()))
         mixing = self.recipe.training.style_mixing
         if mixing == 0:

@@ -30,6 +30,7 @@ from stylex.classifiers import Classifier
 from stylex.data import ImageSet
 from stylex.errors import CheckpointError, RunError, TrainingDiverged
 from stylex.hardware import Hardware
+from stylex.networks import Encoder
 from stylex.parallel import ALONE, World
 from stylex.run import PARTIAL, Run, read_json, read_tensors, write_atomically, write_json
 from stylex.training.checkpoint import TrainingState
@@ -95,7 +96,8 @@ def measure_health(
     """How the averaged encoder and generator do on images [N, 3, R, R]; {} without encoder.
 
     Returns scalars:
-        health/encoder_variance: of E(x) across inputs, mean over its features.
+        health/encoder_variance: of what the encoder's network finds, across inputs, mean over its features
+            (without principal components, which cannot collapse).
         health/l1: of the reconstructions.
         health/l1_share: that over the L1 of the best single image (the median of all); at 1 reconstruction
             is worth no more than a constant image.
@@ -108,13 +110,16 @@ def measure_health(
     logits = classifier(images)
     probabilities = classifier.probabilities(logits)
     condition = {"probabilities": probabilities, "logits": logits, "none": None}[condition_kind]
-    w = state.averages["encoder"](images)
+    encoder = state.averages["encoder"]
+    assert isinstance(encoder, Encoder)
+    learned = encoder.learned(images)
+    w = learned + encoder.project(images) if encoder.components else learned
     fake = state.averages["generator"](join(w, condition))
     constant = images.median(dim=0, keepdim=True).values
     l1 = (fake - images).abs().mean()
     fake_logits = classifier(fake)
     found = {
-        "health/encoder_variance": w.var(dim=0).mean(),
+        "health/encoder_variance": learned.var(dim=0).mean(),
         "health/l1": l1,
         "health/l1_share": l1 / (constant - images).abs().mean().clamp_min(1e-12),
         "health/agreement": agreement(fake_logits, probabilities, classifier.activation),
