@@ -18,8 +18,10 @@ from stylex.cli.output import (
     note,
     result,
 )
+from stylex.errors import ConfigError
 from stylex.evaluation.measure import Evaluation
 from stylex.evaluation.quality import Quality
+from stylex.evaluation.truth import TargetTruth, Truth, unreliable
 from stylex.run import Run
 
 
@@ -41,6 +43,14 @@ def evaluate(
     extractor: Annotated[
         str, typer.Option(help="Features for FID: inception-v3, efficientnet-lite0, or what can be had.")
     ] = "auto",
+    truth: Annotated[
+        bool,
+        typer.Option(
+            "--truth",
+            help="Rendered faces only, needs --factors: do attributes change what the classifier relies on?",
+        ),
+    ] = False,
+    faces: Annotated[int, typer.Option(min=1, help="Test faces drawn again, with --truth.")] = 300,
     data: OtherImages = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
@@ -49,19 +59,23 @@ def evaluate(
 ) -> None:
     """Measure how often the attributes flip the classifier, with controls, on the test images."""
     from stylex.evaluation.measure import prepare
-    from stylex.evaluation.stage import evaluate_run, load_detector, load_measures
+    from stylex.evaluation.stage import evaluate_run, load_detector, load_faces, load_measures
     from stylex.explainer import load_images, open_explainer
 
     run = Run.open(path)
+    if truth and factors is None:
+        raise ConfigError("--truth needs --factors FILE; 'stylex factors train' writes it")
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
     detector = None if factors is None else load_detector(explainer, factors)
     test = None
     if quality or explainer.model.encoder is not None:
-        test = load_images(run, data).test
+        images_of_run = load_images(run, data)
+        test = images_of_run.test
     measures = None
     if quality and test is not None:
         reals = test.batch(slice(None))
         measures = load_measures(explainer, reals, perceptual=perceptual, extractor=extractor)
+    drawn = load_faces(images_of_run, data or run.data_source, faces) if truth else None
     with run.locked():
         images = prepare(explainer.model, test, run.config.seed)
         found = evaluate_run(
@@ -70,6 +84,7 @@ def evaluate(
             judge=judge,
             detector=detector,
             quality=measures,
+            faces=drawn,
             on_progress=lambda stage: note(f"measuring {stage}"),
         )
     result(as_json, {"run": str(path), **found.to_json()}, describe(found))
@@ -97,9 +112,55 @@ def describe(found: Evaluation) -> str:
     if found.factors is not None:
         shares = ", ".join(f"{name} {share.estimate:.3f}" for name, share in found.factors.agreement.items())
         lines.append(f"factors that survive reconstruction: {shares}")
+    if found.truth is not None:
+        lines += describe_truth(found.truth)
     if found.quality is not None:
         lines += _describe_quality(found.quality)
     return "\n".join(lines)
+
+
+def describe_truth(truth: Truth) -> list[str]:
+    """True reliance and the explanation beside it."""
+    lines = []
+    for target, rows in truth.reliance.items():
+        shown = ", ".join(
+            f"{row.factor} ({row.value}) {row.effect.estimate:.2f}{' *' if row.relied else ''}"
+            for row in rows
+        )
+        lines.append(f"true effects → '{target}', log-odds (* relied on): {shown}")
+        if target in truth.targets:
+            lines += _describe_target(target, truth.targets[target])
+    weak = unreliable(truth.detector)
+    if weak:
+        lines.append(
+            f"the detector reads {', '.join(weak)} in less than 98 %: train it longer or on more images"
+        )
+    return lines
+
+
+def _describe_target(target: str, found: TargetTruth) -> list[str]:
+    recall = ", ".join(
+        f"{k}: {figure.interval.estimate:.2f} (chance {figure.chance:.2f})"
+        for k, figure in found.recall.items()
+    )
+    r = found.correlation
+    off = ", ".join(
+        f"{k}: {'–' if share is None else format(share.interval.estimate, '.1%')}"
+        for k, share in found.off_factor.items()
+    )
+    lines = [
+        f"explanation → '{target}' ({found.images} images), recall by attributes: {recall or 'no cause'}",
+        f"    effects correlate with the true ones: r = {r.interval.estimate:.2f} ({r.interval.low:.2f} to "
+        f"{r.interval.high:.2f}; chance up to {r.limit:.2f}); off-factor flips: {off or 'none'}",
+    ]
+    if found.purity is not None:
+        share = found.purity
+        lines.append(
+            f"    purity {share.interval.estimate:.2f} "
+            f"({share.interval.low:.2f} to {share.interval.high:.2f}; chance {share.chance:.2f}); "
+            "attributes change " + ", ".join(entry.factor or "nothing" for entry in found.attributes)
+        )
+    return lines
 
 
 def _describe_quality(quality: Quality) -> list[str]:

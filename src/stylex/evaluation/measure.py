@@ -27,6 +27,7 @@ from stylex.stylespace import DirectedCoordinate, StyleSpace
 if TYPE_CHECKING:
     from stylex.evaluation.factors import FactorAgreement
     from stylex.evaluation.quality import Quality
+    from stylex.evaluation.truth import Truth
 
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20)
 """Numbers of coordinates at which flip curves are measured."""
@@ -76,8 +77,8 @@ class Evaluation:
 
     `agreement` is the share of images whose class survives reconstruction, `l1` the mean absolute difference
     of a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target.
-    Targets outside of which there is no test image are missing in `methods` and `single`. `factors` and
-    `quality` are None where they were not asked for.
+    Targets outside of which there is no test image are missing in `methods` and `single`. `factors`,
+    `quality` and `truth` are None where they were not asked for.
     """
 
     images: int
@@ -88,6 +89,7 @@ class Evaluation:
     single: dict[str, tuple[Interval, ...]]
     factors: FactorAgreement | None = None
     quality: Quality | None = None
+    truth: Truth | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -99,6 +101,7 @@ class Evaluation:
             "single": {target: [rate.to_json() for rate in rates] for target, rates in self.single.items()},
             "factors": None if self.factors is None else self.factors.to_json(),
             "quality": None if self.quality is None else self.quality.to_json(),
+            "truth": None if self.truth is None else self.truth.to_json(),
         }
 
 

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from stylex import classifiers
 from stylex.classifiers import Classifier
+from stylex.data import Dataset, ImageSet
 from stylex.errors import ClassifierError, ConfigError, DataError, RunError
 from stylex.evaluation.extractors import Extractor, load_extractor
 from stylex.evaluation.factors import FactorDetector, agreement
-from stylex.evaluation.measure import Evaluation, TestImages, evaluate
+from stylex.evaluation.measure import Evaluation, TestImages, evaluate, prepare
 from stylex.evaluation.quality import measure_quality
+from stylex.evaluation.reliance import FACES, background_of, redraw, some_faces
+from stylex.evaluation.truth import Truth, measure_truth
 from stylex.explainer import Explainer
 from stylex.hardware import place
 from stylex.perceptual import Distance, load_perceptual
@@ -29,6 +32,25 @@ class QualityMeasures:
     reals: Tensor
     extractor: Extractor
     perceptual: tuple[str, Distance]
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Rendered test faces that are drawn again with one factor changed, and the colour behind them."""
+
+    images: ImageSet
+    background: str
+
+
+def load_faces(data: Dataset, source: str, count: int = FACES) -> Faces:
+    """Test faces of a source of avatars, evenly spaced.
+
+    Raises:
+        DataError: there are no test images.
+    """
+    if not len(data.test):
+        raise DataError(f"{source}: no test faces to draw again; add images")
+    return Faces(some_faces(data.test, count), background_of(source))
 
 
 def load_measures(
@@ -83,6 +105,7 @@ def evaluate_run(
     judge: str | Path | None = None,
     detector: FactorDetector | None = None,
     quality: QualityMeasures | None = None,
+    faces: Faces | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure flip curves, controls and reconstruction on test images and keep them in the run.
@@ -92,11 +115,16 @@ def evaluate_run(
         judge: an independently trained classifier; by default the run's judge.safetensors where there is one.
         detector: of `load_detector`: measure which factors survive reconstruction.
         quality: of `load_measures`: measure image quality too.
+        faces: of `load_faces`: compare with the classifier's true reliance too; needs a detector.
 
     Raises:
         ClassifierError: the judge has other classes, or is the classifier explained.
+        ConfigError: faces without a detector.
+        DataError: the faces are not those that their table describes.
     """
     run, model = explainer.run, explainer.model
+    if faces is not None and detector is None:
+        raise ConfigError("ground truth needs a factor detector: --factors FILE ('stylex factors train')")
     source = judge or (run.judge_file if run.judge_file.exists() else None)
     judging = None if source is None else _load_judge(source, explainer)
     found = evaluate(
@@ -124,8 +152,25 @@ def evaluate_run(
             on_progress=on_progress,
         )
         found = replace(found, quality=figures)
+    if faces is not None and detector is not None:
+        found = replace(found, truth=_truth(explainer, faces, detector, on_progress))
     write_json(_file(run), {"attributes": explainer.fingerprint, **found.to_json()})
     return found
+
+
+def _truth(
+    explainer: Explainer,
+    faces: Faces,
+    detector: FactorDetector,
+    on_progress: Callable[[str], None] | None,
+) -> Truth:
+    say = on_progress or (lambda stage: None)
+    model, seed = explainer.model, explainer.run.config.seed
+    say(f"the classifier on {len(faces.images)} faces drawn again")
+    redrawn = redraw(model.classifier, faces.images, detector.factors, background=faces.background)
+    test = prepare(model, faces.images, seed)
+    space, findings = explainer.discovery.space, explainer.findings
+    return measure_truth(model, space, findings, test, redrawn, detector, seed=seed, on_progress=say)
 
 
 def is_evaluated(explainer: Explainer) -> bool:
