@@ -105,7 +105,9 @@ def by_hand() -> Redrawn:
 
 
 def test_figures_known_by_hand() -> None:
-    (rows,) = reliance(by_hand(), ("no", "yes"), relied_share=0.2, resamples=99).values()  # nothing is outside "no"
+    (rows,) = reliance(
+        by_hand(), ("no", "yes"), relied_share=0.2, resamples=99
+    ).values()  # nothing is outside "no"
     assert [(row.factor, row.value, row.relied) for row in rows] == [
         ("a", "yes", True),
         ("b", "yes", False),

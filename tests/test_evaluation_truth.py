@@ -46,10 +46,10 @@ def redrawn(effects: Any = (2.0, 1.0, 0.1, 0.0)) -> Redrawn:
 
 def edits(changed: Any, gains: Any, together: Any = None, flipped: Any = None) -> Edits:
     """`changed` [A][J]: in how many of the images an attribute changes a factor."""
-    marks = np.zeros((len(changed), COUNT, len(FACTORS)), bool)
+    marks = np.zeros((len(changed), COUNT, len(FACTORS)))
     for attribute, row in enumerate(changed):
         for factor, number in enumerate(row):
-            marks[attribute, :number, factor] = True
+            marks[attribute, :number, factor] = 1
     nothing = np.zeros((1, COUNT, len(FACTORS)), bool)
     return Edits(
         np.arange(COUNT),
@@ -128,8 +128,8 @@ def test_chance_of_off_factor_flips_is_that_of_another_face() -> None:
 
 def test_intervals_follow_the_faces() -> None:
     """An attribute changes a in 11 faces and c in the other 9: its main factor hangs on who is drawn."""
-    marks = np.zeros((1, COUNT, 4), bool)
-    marks[0, :11, 0], marks[0, 11:, 2] = True, True
+    marks = np.zeros((1, COUNT, 4))
+    marks[0, :11, 0], marks[0, 11:, 2] = 1, 1
     found = judge(replace(edits([[0, 0, 0, 0]], [2]), changed=marks), redrawn(), 1, FACTORS)
     assert found.recall[1].interval.estimate == 0.5
     assert (found.recall[1].interval.low, found.recall[1].interval.high) == (0, 0.5)
@@ -173,12 +173,10 @@ class Reader:
         self.factors = {"strong": ("no", "yes"), "weak": ("no", "yes")}
         self.report: dict[str, Any] = {"factors": {"strong": {"accuracy": {"estimate": 0.99}}}}
 
-    def read(self, images: torch.Tensor) -> dict[str, Any]:
-        pixels = images.flatten(1)
-        return {
-            "strong": (pixels[:, 5] > 0).long().numpy(),
-            "weak": (pixels[:, 0] > 0).long().numpy(),
-        }
+    def probabilities(self, images: torch.Tensor) -> dict[str, Any]:
+        pixels = images.flatten(1).numpy()
+        sure = {"strong": pixels[:, 5] > 0, "weak": pixels[:, 0] > 0}
+        return {name: np.where(marks[:, None], [0.1, 0.9], [0.9, 0.1]) for name, marks in sure.items()}
 
 
 def prepared(rows: Any) -> tuple[Any, TestImages]:
@@ -197,7 +195,7 @@ def test_edits_of_a_linear_model() -> None:
     assert found.counts == (1, 2)
     # Coordinate 3 has weight 3 and goes from −0.5 and −0.1 to 1; coordinate 0 weight 0.5, from ∓0.5 to 1.
     assert found.gains == pytest.approx(np.array([[4.5, 3.3], [0.75, 0.25]]), abs=1e-4)
-    assert found.changed.tolist() == [[[True, False], [True, False]], [[False, True], [False, False]]]
+    assert found.changed == pytest.approx(np.array([[[0.8, 0], [0.8, 0]], [[0, 0.8], [0, 0]]]))
     assert found.together[1].tolist() == [[True, True], [True, False]]
     assert found.flipped.tolist() == [[True, True], [True, True]]
     assert found.before.tolist() == [[0, 0], [0, 1]]

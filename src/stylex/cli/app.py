@@ -14,6 +14,7 @@ import typer
 
 from stylex.cli import (
     STOPPED,
+    ask,
     attfind,
     bench,
     classifier,
@@ -66,6 +67,7 @@ app.add_typer(factors.app, name="factors")
 app.command("train")(train.train)
 app.command("attfind")(attfind.attfind)
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(ask.app, name="ask")
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.add_typer(bench.app, name="bench")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,17 +28,19 @@ class Edits:
     Attributes:
         rows: [n], which of the test images these are.
         changes: A attributes, best first.
-        changed: [A, n, J], whether the detector reads another value of a factor than in the reconstruction.
+        changed: [A, n, J], how far the detector's probabilities of a factor's values move from those in the
+            reconstruction (total variation): 0 not at all, 1 where it is certain of another value. A factor
+            that is drawn blurred and tips over at a touch so counts little, where "another value" would not.
         gains: [A, n], change of the target's log-odds.
         counts: C numbers of attributes applied at once.
-        together: [C, n, J], as `changed`, with the first counts[c] at once.
+        together: [C, n, J], whether the likeliest value is another with the first counts[c] at once.
         flipped: [C, n], whether that sent the image to the target class.
         before: [n, J], index of the value read in the reconstruction.
     """
 
     rows: IntArray
     changes: tuple[DirectedCoordinate, ...]
-    changed: BoolArray
+    changed: FloatArray
     gains: FloatArray
     counts: tuple[int, ...]
     together: BoolArray
@@ -58,12 +60,13 @@ def read_edits(
     """Apply attributes to the test images whose reconstruction is outside the target, read the factors."""
     activation = model.classifier.activation
     rows = np.flatnonzero(~in_class(test.logits, target, activation)).astype(np.int64)
-    before = _read(detector, test.reconstructions[torch.from_numpy(rows)])
+    sure = detector.probabilities(test.reconstructions[torch.from_numpy(rows)])
+    before = _likeliest(sure)
     odds = log_odds(test.logits[rows].astype(np.float64), activation)[:, target]
     styles = test.styles[torch.from_numpy(rows)]
     shape = (len(rows), len(detector.factors))
     fitting = tuple(k for k in counts if k <= len(changes))
-    changed = np.zeros((len(changes), *shape), np.bool_)
+    changed = np.zeros((len(changes), *shape))
     gains = np.zeros((len(changes), len(rows)))
     together = np.zeros((len(fitting), *shape), np.bool_)
     flipped = np.zeros((len(fitting), len(rows)), np.bool_)
@@ -73,15 +76,16 @@ def read_edits(
             images = model.synthesise(space.shift(styles[part], [change]))
             after = log_odds(model.classify(images).double().cpu().numpy(), activation)[:, target]
             gains[number, part] = after - odds[part]
-            changed[number, part] = _read(detector, images) != before[part]
+            now = detector.probabilities(images)
+            apart = [np.abs(now[name] - sure[name][part]).sum(axis=1) / 2 for name in detector.factors]
+            changed[number, part] = np.stack(apart, axis=1)
         for number, count in enumerate(fitting):
             images = model.synthesise(space.shift(styles[part], list(changes[:count])))
             flipped[number, part] = in_class(model.classify(images).cpu().numpy(), target, activation)
-            together[number, part] = _read(detector, images) != before[part]
+            together[number, part] = _likeliest(detector.probabilities(images)) != before[part]
     return Edits(rows, tuple(changes), changed, gains, fitting, together, flipped, before)
 
 
-def _read(detector: FactorDetector, images: torch.Tensor) -> IntArray:
-    """Index of the value of every factor, [n, J]."""
-    found = detector.read(images)
-    return np.stack([found[name] for name in detector.factors], axis=1).astype(np.int64)
+def _likeliest(probabilities: Mapping[str, FloatArray]) -> IntArray:
+    """Index of the likeliest value of every factor, [n, J]."""
+    return np.stack([each.argmax(axis=1) for each in probabilities.values()], axis=1).astype(np.int64)

@@ -51,8 +51,8 @@ class AttributeReading:
     Attributes:
         rank, direction, coordinate: which attribute.
         effect: mean change of the target's log-odds.
-        shares: factor → share of images in which it changes.
-        factor: the one that changes most often; None where none ever changes.
+        shares: factor → how far it changes, 0 to 1 (see `Edits.changed`), mean over images.
+        factor: the one that changes most; None where none ever changes.
         purity: share of all changes that fall on that factor; None where there is none.
     """
 
@@ -280,7 +280,7 @@ class _Joint:
         outside[redrawn.outside(target)] = 1.0
         self._rows = edits.rows
         self._share = relied_share
-        self._changed = edits.changed.astype(np.float64)  # [A, n, J]
+        self._changed = edits.changed  # [A, n, J]
         self._gains = edits.gains
         self._effects: list[tuple[FloatArray, FloatArray] | None] = []
         for name in factors:
@@ -309,7 +309,7 @@ class _Joint:
         return np.asarray((effects >= self._share * effects.max()) & (effects > 0))
 
     def shares(self, weights: FloatArray) -> FloatArray:
-        """Share of images in which an attribute changes a factor, [A, J]."""
+        """How far an attribute changes a factor, mean over the images, [A, J]."""
         own = weights[self._rows]
         shares: FloatArray = np.einsum("n,anj->aj", own, self._changed) / max(own.sum(), 1e-12)
         return shares
@@ -347,14 +347,9 @@ def _pooled_purity(shares: FloatArray) -> float:
     return float(shares.max(axis=1).sum()) / total if total else 0.0
 
 
-def _purity_by_chance(changed: BoolArray, random: np.random.Generator, draws: int) -> list[float]:
-    """Purity where, in every edited image, as many factors change as did, but random ones."""
-    numbers = changed.sum(axis=2)
-    found = []
-    for _ in range(draws):
-        order = random.random(changed.shape).argsort(axis=2).argsort(axis=2)
-        found.append(_pooled_purity((order < numbers[:, :, None]).mean(axis=1)))
-    return found
+def _purity_by_chance(changed: FloatArray, random: np.random.Generator, draws: int) -> list[float]:
+    """Purity where, in every edited image, the factors change as far as they did, but random ones."""
+    return [_pooled_purity(random.permuted(changed, axis=2).mean(axis=1)) for _ in range(draws)]
 
 
 def _off_factor(
