@@ -18,6 +18,7 @@ from stylex.cli import (
     attfind,
     bench,
     classifier,
+    compare,
     data,
     demo,
     evaluate,
@@ -68,6 +69,7 @@ app.command("train")(train.train)
 app.command("attfind")(attfind.attfind)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(ask.app, name="ask")
+app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.add_typer(bench.app, name="bench")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,11 +16,13 @@ from stylex.cli.output import (
     Threads,
     choose_hardware,
     note,
+    progress,
     result,
 )
 from stylex.errors import ConfigError
 from stylex.evaluation.measure import Evaluation
 from stylex.evaluation.quality import Quality
+from stylex.evaluation.study_protocol import StudyResult
 from stylex.evaluation.truth import TargetTruth, Truth, unreliable
 from stylex.run import Run
 
@@ -50,7 +52,16 @@ def evaluate(
             help="Rendered faces only, needs --factors: do attributes change what the classifier relies on?",
         ),
     ] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also attributes of a classifier with random weights.")
+    ] = False,
     faces: Annotated[int, typer.Option(min=1, help="Test faces drawn again, with --truth.")] = 300,
+    protocol: Annotated[
+        Literal["default", "study"], typer.Option(help="study: flip rates as the replication study's code.")
+    ] = "default",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Number of protocol study, such as repeats=3.")
+    ] = None,
     data: OtherImages = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
@@ -61,8 +72,16 @@ def evaluate(
     from stylex.evaluation.measure import prepare
     from stylex.evaluation.stage import evaluate_run, load_detector, load_faces, load_measures
     from stylex.explainer import load_images, open_explainer
+    from stylex.questions.coverage import by_class
 
     run = Run.open(path)
+    if protocol == "study":
+        if factors is not None or quality or truth or control:
+            raise ConfigError("protocol study measures flip rates only; leave out the other measurements")
+        _study(run, path, set_ or [], judge, data, (device, precision, threads), as_json)
+        return
+    if set_:
+        raise ConfigError("--set is for --protocol study; the default protocol has nothing to set")
     if truth and factors is None:
         raise ConfigError("--truth needs --factors FILE; 'stylex factors train' writes it")
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
@@ -85,9 +104,67 @@ def evaluate(
             detector=detector,
             quality=measures,
             faces=drawn,
+            control=control,
             on_progress=lambda stage: note(f"measuring {stage}"),
         )
+    for entry in by_class(images, explainer.class_names, explainer.model.classifier.activation):
+        if entry.warning is not None:
+            note(f"warning: {entry.warning}")
     result(as_json, {"run": str(path), **found.to_json()}, describe(found))
+
+
+def _study(
+    run: Run,
+    path: Path,
+    assignments: list[str],
+    judge: str | None,
+    data: str | None,
+    wanted: tuple[str, str, int | None],
+    as_json: bool,
+) -> None:
+    from stylex.config import override, validate
+    from stylex.evaluation.stage import evaluate_study
+    from stylex.evaluation.study_protocol import StudySettings
+    from stylex.explainer import load_images
+    from stylex.model import load_model
+
+    settings = validate(StudySettings, override({}, assignments), "settings of protocol study")
+    model = load_model(run, choose_hardware(*wanted))
+    training = load_images(run, data).training if model.encoder is not None else None
+    with run.locked(), progress() as display:
+        task = display.add_task("protocol study", total=None)
+        found = evaluate_study(
+            run,
+            model,
+            training,
+            settings,
+            judge=judge,
+            on_progress=lambda stage, done, total: display.update(
+                task, description=f"protocol study, {stage}", completed=done, total=total
+            ),
+        )
+    result(as_json, {"run": str(path), **found.to_json()}, describe_study(found))
+
+
+def describe_study(found: StudyResult) -> str:
+    """Table 2's line of one model."""
+    numbers = found.settings
+    lines = [
+        f"protocol study: {numbers.count} coordinates of {found.coordinates} at once, {numbers.repeats} × "
+        f"{numbers.latents} latents ({found.distinct} different), recipe {found.recipe}"
+    ]
+    for figure in found.figures:
+        whole = figure.interval
+        line = (
+            f"{figure.method}: {figure.mean:.3f} ± {figure.std:.3f} of the generated images flip "
+            f"(distinct images: {whole.estimate:.3f}, {whole.low:.3f} to {whole.high:.3f})"
+        )
+        if figure.original is not None:
+            line += f", against the original {figure.original[0]:.3f} ± {figure.original[1]:.3f}"
+        if figure.confirmed is not None and figure.confirmed.share is not None:
+            line += f", confirmed by the independent classifier {figure.confirmed.share:.2f}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def describe(found: Evaluation) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -155,6 +155,7 @@ def evaluate(
     judge: Classifier | None = None,
     seed: int = 0,
     counts: Sequence[int] = COUNTS,
+    others: Mapping[str, Mapping[str, Sequence[DirectedCoordinate]]] | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Flip curves of AttFind, Wu et al. and random coordinates towards every class, with their companions.
@@ -167,6 +168,8 @@ def evaluate(
     Args:
         discovery_styles, discovery_logits: [N, T] and [N, K] of the images that attributes were found on.
         judge: an independently trained classifier of the same classes.
+        others: name of a method → class → a ranking of its own, measured beside these; empty ones are left
+            out.
     """
     say = on_progress or (lambda stage: None)
     judged = None if judge is None else judge_logits(judge, model, test.reconstructions)
@@ -181,6 +184,9 @@ def evaluate(
         rankings = {"AttFind": [entry.change for entry in findings.attributes[name]]}
         with suppress(DataError):  # no image shows the class clearly enough: there is nothing to compare with
             rankings["Wu et al."] = rank_wu(searchable, probabilities, target, count=max(counts))
+        for method, by_class in (others or {}).items():
+            if by_class.get(name):
+                rankings[method] = list(by_class[name])
         for method, changes in rankings.items():
             say(f"{method} towards {name}")
             results.append(bench.ranking(method, changes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from stylex import classifiers
 from stylex.classifiers import Classifier
 from stylex.data import Dataset, ImageSet
 from stylex.errors import ClassifierError, ConfigError, DataError, RunError
+from stylex.evaluation.controls import RANDOM_WEIGHTS, Rankings, other_selection, random_weight_ranking
 from stylex.evaluation.extractors import Extractor, load_extractor
 from stylex.evaluation.factors import FactorDetector, agreement
 from stylex.evaluation.measure import Evaluation, TestImages, evaluate, prepare
 from stylex.evaluation.quality import measure_quality
 from stylex.evaluation.reliance import FACES, background_of, redraw, some_faces
+from stylex.evaluation.study_protocol import StudyResult, StudySettings, study_protocol
 from stylex.evaluation.truth import Truth, measure_truth
 from stylex.explainer import Explainer
 from stylex.hardware import place
+from stylex.model import Model
 from stylex.perceptual import Distance, load_perceptual
 from stylex.run import Run, read_json, write_json
 
@@ -106,6 +110,7 @@ def evaluate_run(
     detector: FactorDetector | None = None,
     quality: QualityMeasures | None = None,
     faces: Faces | None = None,
+    control: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure flip curves, controls and reconstruction on test images and keep them in the run.
@@ -115,6 +120,7 @@ def evaluate_run(
         judge: an independently trained classifier; by default the run's judge.safetensors where there is one.
         detector: of `load_detector`: measure which factors survive reconstruction.
         quality: of `load_measures`: measure image quality too.
+        control: measure the attributes of a random-weight classifier too (a search of its own).
         faces: of `load_faces`: compare with the classifier's true reliance too; needs a detector.
 
     Raises:
@@ -126,7 +132,15 @@ def evaluate_run(
     if faces is not None and detector is None:
         raise ConfigError("ground truth needs a factor detector: --factors FILE ('stylex factors train')")
     source = judge or (run.judge_file if run.judge_file.exists() else None)
-    judging = None if source is None else _load_judge(source, explainer)
+    judging = None if source is None else _load_judge(source, model)
+    others: dict[str, Rankings] = {}
+    with suppress(RunError, DataError):  # a run that was packed has no effects to select from again
+        name, rankings = other_selection(explainer)
+        others[name] = rankings
+    if control:
+        if on_progress is not None:
+            on_progress(f"effects on a {RANDOM_WEIGHTS}")
+        others[RANDOM_WEIGHTS] = random_weight_ranking(explainer, seed=run.config.seed)
     found = evaluate(
         model,
         explainer.discovery.space,
@@ -136,6 +150,7 @@ def evaluate_run(
         test,
         judge=judging,
         seed=run.config.seed,
+        others=others,
         on_progress=on_progress,
     )
     if detector is not None:
@@ -173,6 +188,25 @@ def _truth(
     return measure_truth(model, space, findings, test, redrawn, detector, seed=seed, on_progress=say)
 
 
+def evaluate_study(
+    run: Run,
+    model: Model,
+    training: ImageSet | None,
+    settings: StudySettings,
+    *,
+    judge: str | Path | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> StudyResult:
+    """Flip rates by the study's protocol, kept in the run as study.json; errors as `study_protocol`."""
+    source = judge or (run.judge_file if run.judge_file.exists() else None)
+    judging = None if source is None else _load_judge(source, model)
+    found = study_protocol(
+        model, training, settings, judge=judging, seed=run.config.seed, on_progress=on_progress
+    )
+    write_json(run.path / "study.json", found.to_json())
+    return found
+
+
 def is_evaluated(explainer: Explainer) -> bool:
     """Whether the run holds an evaluation of the very attributes that it has now."""
     file = _file(explainer.run)
@@ -201,8 +235,7 @@ def _file(run: Run) -> Path:
     return run.path / "evaluation.json"
 
 
-def _load_judge(source: str | Path, explainer: Explainer) -> Classifier:
-    model = explainer.model
+def _load_judge(source: str | Path, model: Model) -> Classifier:
     judge = classifiers.load(source)
     if judge.class_names != model.class_names:
         raise ClassifierError(
