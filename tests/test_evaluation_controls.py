@@ -83,12 +83,11 @@ def test_random_weights_are_fresh_and_balanced(architecture: str) -> None:
     fresh = random_weights(trained, images, seed=3)
     assert torch.equal(torch.random.get_rng_state(), state)
     logits = fresh(images)
-    assert logits.median(dim=0).values.abs().max() < 1e-4
+    assert (logits.median(dim=0).values / logits.std(dim=0)).abs().max() < 1e-3
     assert logits.std(dim=0) == pytest.approx(trained(images).std(dim=0), rel=1e-3)
     assert len(set(logits.argmax(dim=1).tolist())) == 3
     assert fresh.fingerprint != trained.fingerprint
     assert torch.equal(random_weights(trained, images, seed=3)(images), logits)
-    assert not torch.allclose(random_weights(trained, images, seed=4)(images), logits)
     correlations = np.corrcoef(logits[:, 0].numpy(), random_weights(trained, images, 4)(images)[:, 0].numpy())
     assert abs(correlations[0, 1]) < 0.999
 
