@@ -71,6 +71,7 @@ def test_groups_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     hat = effect["far"][(1, 5)]
     assert hat.effect.estimate == pytest.approx(1.5, abs=1e-4)
     assert hat.elsewhere == pytest.approx(0.1, abs=1e-4)
+    assert hat.difference is not None
     assert hat.difference[0] == pytest.approx(1.4, abs=1e-4)
     assert hat.p < 0.001
     strongest = effect["near"][(1, 3)]

@@ -19,6 +19,7 @@ from stylex.cli import (
     bench,
     classifier,
     compare,
+    counterfactuals,
     data,
     demo,
     evaluate,
@@ -70,6 +71,7 @@ app.command("attfind")(attfind.attfind)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(ask.app, name="ask")
 app.command("compare")(compare.compare)
+app.command("counterfactuals")(counterfactuals.counterfactuals)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.add_typer(bench.app, name="bench")

@@ -305,7 +305,7 @@ def _show_groups(path: Path, by: str, found: Sequence[GroupFinding], as_json: bo
                 lines.append(
                     f"  {'*' if entry.p <= 0.05 else ' '} → '{name}' {entry.attribute.title}: "
                     f"{effect.estimate:+.2f} ({effect.low:+.2f} to {effect.high:+.2f}), "
-                    f"elsewhere {entry.elsewhere:+.2f}"
+                    + ("elsewhere none" if entry.elsewhere is None else f"elsewhere {entry.elsewhere:+.2f}")
                 )
         lines += [f"    → '{name}': {reason}" for name, reason in each.missing.items()]
     lines.append("* other than elsewhere (p ≤ 0.05 after Holm's adjustment)")

@@ -131,8 +131,7 @@ def evaluate_run(
     run, model = explainer.run, explainer.model
     if faces is not None and detector is None:
         raise ConfigError("ground truth needs a factor detector: --factors FILE ('stylex factors train')")
-    source = judge or (run.judge_file if run.judge_file.exists() else None)
-    judging = None if source is None else _load_judge(source, model)
+    judging = load_judge(run, model, judge)
     others: dict[str, Rankings] = {}
     with suppress(RunError, DataError):  # a run that was packed has no effects to select from again
         name, rankings = other_selection(explainer)
@@ -198,8 +197,7 @@ def evaluate_study(
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> StudyResult:
     """Flip rates by the study's protocol, kept in the run as study.json; errors as `study_protocol`."""
-    source = judge or (run.judge_file if run.judge_file.exists() else None)
-    judging = None if source is None else _load_judge(source, model)
+    judging = load_judge(run, model, judge)
     found = study_protocol(
         model, training, settings, judge=judging, seed=run.config.seed, on_progress=on_progress
     )
@@ -235,7 +233,15 @@ def _file(run: Run) -> Path:
     return run.path / "evaluation.json"
 
 
-def _load_judge(source: str | Path, model: Model) -> Classifier:
+def load_judge(run: Run, model: Model, given: str | Path | None = None) -> Classifier | None:
+    """An independently trained classifier: the one given, else the run's judge.safetensors, else None.
+
+    Raises:
+        ClassifierError: it has other classes, or is the classifier explained.
+    """
+    source = given or (run.judge_file if run.judge_file.exists() else None)
+    if source is None:
+        return None
     judge = classifiers.load(source)
     if judge.class_names != model.class_names:
         raise ClassifierError(

@@ -34,25 +34,27 @@ class GroupAttribute:
     Attributes:
         attribute: as AttFind selects it on the images of the group alone.
         effect: mean change of the target's log-odds in the group.
-        elsewhere: mean effect of the same change in the other images.
-        difference: (estimate, low, high) of the two (Welch, 95 %).
+        elsewhere: mean effect of the same change in the other images; None where there are none.
+        difference: (estimate, low, high) of the two (Welch, 95 %); None of fewer than two images on a side.
         p: of no difference, adjusted over all attributes asked about (Holm).
     """
 
     attribute: Attribute
     effect: Interval
-    elsewhere: float
-    difference: tuple[float, float, float]
+    elsewhere: float | None
+    difference: tuple[float, float, float] | None
     p: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        estimate, low, high = self.difference
+        difference = None
+        if self.difference is not None:
+            difference = dict(zip(("estimate", "low", "high"), self.difference, strict=True))
         return {
             **self.attribute.to_json(),
             "interval": self.effect.to_json(),
             "elsewhere": self.elsewhere,
-            "difference": {"estimate": estimate, "low": low, "high": high},
+            "difference": difference,
             "p": self.p,
             "differs": self.p <= SIGNIFICANCE,
         }
@@ -143,12 +145,11 @@ def explain_groups(
         for (group, name, entry, inside, other), each in zip(raw, p, strict=True):
             if group != kind:
                 continue
-            difference = welch(inside, other) if len(other) > 1 else (0.0, -np.inf, np.inf)
             shown = GroupAttribute(
                 entry,
                 bootstrap(inside, np.mean, resamples=999, seed=seed),
-                float(other.mean()) if len(other) else 0.0,
-                difference if np.isfinite(difference).all() else (difference[0],) * 3,
+                float(other.mean()) if len(other) else None,
+                welch(inside, other) if min(len(inside), len(other)) > 1 else None,
                 each,
             )
             attributes[name] = (*attributes.get(name, ()), shown)
