@@ -26,6 +26,7 @@ from stylex.cli import (
     explain,
     factors,
     report,
+    reproduce,
     train,
 )
 from stylex.cli.output import error_line, show_warnings
@@ -74,6 +75,7 @@ app.command("compare")(compare.compare)
 app.command("counterfactuals")(counterfactuals.counterfactuals)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
+app.command("reproduce")(reproduce.reproduce)
 app.add_typer(bench.app, name="bench")
 
 
