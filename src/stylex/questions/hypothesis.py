@@ -237,7 +237,10 @@ def concept_direction(styles: FloatArray, has: npt.NDArray[np.bool_], held: Floa
     rest = label - held @ np.linalg.lstsq(held, label, rcond=None)[0]
     power = float(rest @ rest)
     if power < 1e-6 * len(label):
-        raise DataError("what is held equal gives the concept away already; hold less equal (--adjust)")
+        raise DataError(
+            "what is held equal gives the concept away already; "
+            "add examples, or hold less equal (--no-adjust)"
+        )
     found: FloatArray = rest @ styles / power
     residual = styles - held @ np.linalg.lstsq(held, styles, rcond=None)[0] - rest[:, None] * found
     freedom = max(1, len(label) - np.linalg.matrix_rank(held) - 1)
