@@ -73,6 +73,9 @@ def test_scores_are_those_of_the_table(detector: FactorDetector) -> None:
     read = detector.read(held_out.batch(slice(None)), batch_size=33)
     values = detector.factors["coin"]
     assert values == ("heads", "tails")
+    sure = detector.probabilities(held_out.batch(slice(None)), batch_size=33)["coin"]
+    assert np.array_equal(sure.argmax(axis=1), read["coin"])
+    assert sure.sum(axis=1) == pytest.approx(np.ones(200))
     right = sum(values[i] == truth for i, truth in zip(read["coin"], held_out.factors["coin"], strict=True))
     score = score_factors(detector, held_out)["coin"]
     assert score.accuracy == wilson(right, 200)

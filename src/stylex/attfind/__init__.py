@@ -1,7 +1,7 @@
 """AttFind (Lang et al. 2021, section 3.3): measure the effect of every coordinate, select attributes."""
 
 from stylex.attfind.attributes import Attribute, Findings, effects_of, find_attributes
-from stylex.attfind.search import Discovery, discover, load_discovery, load_findings, search
+from stylex.attfind.search import Discovery, discover, load_discovery, load_findings, load_logits, search
 from stylex.attfind.selection import (
     merge_two_classes,
     select_independent,
@@ -20,6 +20,7 @@ __all__ = [
     "find_attributes",
     "load_discovery",
     "load_findings",
+    "load_logits",
     "merge_two_classes",
     "search",
     "select_independent",

@@ -125,6 +125,8 @@ def find_attributes(
     settings: AttFindSettings,
     activation: Activation = "softmax",
     accept: Callable[[int, int], bool] | None = None,
+    *,
+    targets: Sequence[int] | None = None,
 ) -> Findings:
     """Select and rank attributes for every target class (facts of the method, items 3 to 7).
 
@@ -136,6 +138,7 @@ def find_attributes(
         before: [N, K] logits of the unchanged reconstructions.
         after: [N, 2, S, K] logits after each change, from `sweep`.
         accept: accept(target, coordinate), a filter such as the discriminator's.
+        targets: the class indices to select for; all by default. With fewer nothing is merged.
 
     Raises:
         DataError: no stable image is of another class than some target.
@@ -146,7 +149,8 @@ def find_attributes(
         keep = ~unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
     found: dict[str, tuple[Attribute, ...]] = {}
     picks: dict[int, list[DirectedCoordinate]] = {}
-    for target, name in enumerate(class_names):
+    for target in range(len(class_names)) if targets is None else targets:
+        name = class_names[target]
         others = ~in_class(before, target, activation)
         images = others & keep
         if not others.any():
@@ -165,7 +169,7 @@ def find_attributes(
             for rank, change in enumerate(picks[target], 1)
         )
     merged: list[DirectedCoordinate] = []
-    if len(class_names) == 2 and activation == "softmax":
+    if len(class_names) == 2 and len(picks) == 2 and activation == "softmax":
         merged = merge_two_classes(effects, picks[0], picks[1], images=keep)
     return Findings(found, tuple(merged), len(before), int((~keep).sum()), space.size, settings)
 

@@ -225,7 +225,31 @@ def _fingerprint(findings: Findings) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _key(model: Model, found: Discovery, settings: AttFindSettings) -> str:
+def load_logits(
+    run: Run, model: Model, found: Discovery, settings: AttFindSettings
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Logits after every single change, [N, 2, S, K], as the search of the run measured them.
+
+    Raises:
+        RunError: they are not in the run (it was packed without them), or belong to another search.
+    """
+    keys = [
+        _key(model, found, settings, precision) for precision in (model.hardware.precision, "fp32", "bf16")
+    ]
+    parts = []
+    for first in range(0, len(found.styles), SHARD_IMAGES):
+        file = run.path / "effects" / f"shard-{first:06d}.safetensors"
+        part = next((part for key in keys if (part := _read_shard(file, key)) is not None), None)
+        if part is None:
+            raise RunError(
+                f"{run.path}: the effects of its search are not there; "
+                f"'stylex attfind {run.path}' measures them"
+            )
+        parts.append(part)
+    return torch.cat(parts).numpy()
+
+
+def _key(model: Model, found: Discovery, settings: AttFindSettings, precision: str | None = None) -> str:
     """What the logits after changes depend on; two searches of one key measure the same."""
     parts = {
         "styles": checksum({"styles": found.styles, **found.space.tensors()}),
@@ -233,7 +257,7 @@ def _key(model: Model, found: Discovery, settings: AttFindSettings) -> str:
         "synthesis": checksum(model.generator.synthesis.state_dict()),
         "noise": model.noise,
         "classifier": model.classifier.fingerprint,
-        "precision": model.hardware.precision,
+        "precision": precision or model.hardware.precision,
         "shift": settings.shift,
         "batch_size": settings.batch_size,
     }

@@ -14,15 +14,19 @@ import typer
 
 from stylex.cli import (
     STOPPED,
+    ask,
     attfind,
     bench,
     classifier,
+    compare,
+    counterfactuals,
     data,
     demo,
     evaluate,
     explain,
     factors,
     report,
+    reproduce,
     train,
 )
 from stylex.cli.output import error_line, show_warnings
@@ -66,8 +70,12 @@ app.add_typer(factors.app, name="factors")
 app.command("train")(train.train)
 app.command("attfind")(attfind.attfind)
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(ask.app, name="ask")
+app.command("compare")(compare.compare)
+app.command("counterfactuals")(counterfactuals.counterfactuals)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
+app.command("reproduce")(reproduce.reproduce)
 app.add_typer(bench.app, name="bench")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,10 +16,14 @@ from stylex.cli.output import (
     Threads,
     choose_hardware,
     note,
+    progress,
     result,
 )
+from stylex.errors import ConfigError
 from stylex.evaluation.measure import Evaluation
 from stylex.evaluation.quality import Quality
+from stylex.evaluation.study_protocol import StudyResult
+from stylex.evaluation.truth import TargetTruth, Truth, unreliable
 from stylex.run import Run
 
 
@@ -41,6 +45,23 @@ def evaluate(
     extractor: Annotated[
         str, typer.Option(help="Features for FID: inception-v3, efficientnet-lite0, or what can be had.")
     ] = "auto",
+    truth: Annotated[
+        bool,
+        typer.Option(
+            "--truth",
+            help="Rendered faces only, needs --factors: do attributes change what the classifier relies on?",
+        ),
+    ] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="Also attributes of a classifier with random weights.")
+    ] = False,
+    faces: Annotated[int, typer.Option(min=1, help="Test faces drawn again, with --truth.")] = 300,
+    protocol: Annotated[
+        Literal["default", "study"], typer.Option(help="study: flip rates as the replication study's code.")
+    ] = "default",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Number of protocol study, such as repeats=3.")
+    ] = None,
     data: OtherImages = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
@@ -49,19 +70,31 @@ def evaluate(
 ) -> None:
     """Measure how often the attributes flip the classifier, with controls, on the test images."""
     from stylex.evaluation.measure import prepare
-    from stylex.evaluation.stage import evaluate_run, load_detector, load_measures
+    from stylex.evaluation.stage import evaluate_run, load_detector, load_faces, load_measures
     from stylex.explainer import load_images, open_explainer
+    from stylex.questions.coverage import by_class
 
     run = Run.open(path)
+    if protocol == "study":
+        if factors is not None or quality or truth or control:
+            raise ConfigError("protocol study measures flip rates only; leave out the other measurements")
+        _study(run, path, set_ or [], judge, data, (device, precision, threads), as_json)
+        return
+    if set_:
+        raise ConfigError("--set is for --protocol study; the default protocol has nothing to set")
+    if truth and factors is None:
+        raise ConfigError("--truth needs --factors FILE; 'stylex factors train' writes it")
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
     detector = None if factors is None else load_detector(explainer, factors)
     test = None
     if quality or explainer.model.encoder is not None:
-        test = load_images(run, data).test
+        images_of_run = load_images(run, data)
+        test = images_of_run.test
     measures = None
     if quality and test is not None:
         reals = test.batch(slice(None))
         measures = load_measures(explainer, reals, perceptual=perceptual, extractor=extractor)
+    drawn = load_faces(images_of_run, data or run.data_source, faces) if truth else None
     with run.locked():
         images = prepare(explainer.model, test, run.config.seed)
         found = evaluate_run(
@@ -71,9 +104,68 @@ def evaluate(
             detector=detector,
             quality=measures,
             source=data,
+            faces=drawn,
+            control=control,
             on_progress=lambda stage: note(f"measuring {stage}"),
         )
+    for entry in by_class(images, explainer.class_names, explainer.model.classifier.activation):
+        if entry.warning is not None:
+            note(f"warning: {entry.warning}")
     result(as_json, {"run": str(path), **found.to_json()}, describe(found))
+
+
+def _study(
+    run: Run,
+    path: Path,
+    assignments: list[str],
+    judge: str | None,
+    data: str | None,
+    wanted: tuple[str, str, int | None],
+    as_json: bool,
+) -> None:
+    from stylex.config import override, validate
+    from stylex.evaluation.stage import evaluate_study
+    from stylex.evaluation.study_protocol import StudySettings
+    from stylex.explainer import load_images
+    from stylex.model import load_model
+
+    settings = validate(StudySettings, override({}, assignments), "settings of protocol study")
+    model = load_model(run, choose_hardware(*wanted))
+    training = load_images(run, data).training if model.encoder is not None else None
+    with run.locked(), progress() as display:
+        task = display.add_task("protocol study", total=None)
+        found = evaluate_study(
+            run,
+            model,
+            training,
+            settings,
+            judge=judge,
+            on_progress=lambda stage, done, total: display.update(
+                task, description=f"protocol study, {stage}", completed=done, total=total
+            ),
+        )
+    result(as_json, {"run": str(path), **found.to_json()}, describe_study(found))
+
+
+def describe_study(found: StudyResult) -> str:
+    """Table 2's line of one model."""
+    numbers = found.settings
+    lines = [
+        f"protocol study: {numbers.count} coordinates of {found.coordinates} at once, {numbers.repeats} × "
+        f"{numbers.latents} latents ({found.distinct} different), recipe {found.recipe}"
+    ]
+    for figure in found.figures:
+        whole = figure.interval
+        line = (
+            f"{figure.method}: {figure.mean:.3f} ± {figure.std:.3f} of the generated images flip "
+            f"(distinct images: {whole.estimate:.3f}, {whole.low:.3f} to {whole.high:.3f})"
+        )
+        if figure.original is not None:
+            line += f", against the original {figure.original[0]:.3f} ± {figure.original[1]:.3f}"
+        if figure.confirmed is not None and figure.confirmed.share is not None:
+            line += f", confirmed by the independent classifier {figure.confirmed.share:.2f}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def describe(found: Evaluation) -> str:
@@ -98,9 +190,55 @@ def describe(found: Evaluation) -> str:
     if found.factors is not None:
         shares = ", ".join(f"{name} {share.estimate:.3f}" for name, share in found.factors.agreement.items())
         lines.append(f"factors that survive reconstruction: {shares}")
+    if found.truth is not None:
+        lines += describe_truth(found.truth)
     if found.quality is not None:
         lines += _describe_quality(found.quality)
     return "\n".join(lines)
+
+
+def describe_truth(truth: Truth) -> list[str]:
+    """True reliance and the explanation beside it."""
+    lines = []
+    for target, rows in truth.reliance.items():
+        shown = ", ".join(
+            f"{row.factor} ({row.value}) {row.effect.estimate:.2f}{' *' if row.relied else ''}"
+            for row in rows
+        )
+        lines.append(f"true effects → '{target}', log-odds (* relied on): {shown}")
+        if target in truth.targets:
+            lines += _describe_target(target, truth.targets[target])
+    weak = unreliable(truth.detector)
+    if weak:
+        lines.append(
+            f"the detector reads {', '.join(weak)} in less than 98 %: train it longer or on more images"
+        )
+    return lines
+
+
+def _describe_target(target: str, found: TargetTruth) -> list[str]:
+    recall = ", ".join(
+        f"{k}: {figure.interval.estimate:.2f} (chance {figure.chance:.2f})"
+        for k, figure in found.recall.items()
+    )
+    r = found.correlation
+    off = ", ".join(
+        f"{k}: {'–' if share is None else format(share.interval.estimate, '.1%')}"
+        for k, share in found.off_factor.items()
+    )
+    lines = [
+        f"explanation → '{target}' ({found.images} images), recall by attributes: {recall or 'no cause'}",
+        f"    effects correlate with the true ones: r = {r.interval.estimate:.2f} ({r.interval.low:.2f} to "
+        f"{r.interval.high:.2f}; chance up to {r.limit:.2f}); off-factor flips: {off or 'none'}",
+    ]
+    if found.purity is not None:
+        share = found.purity
+        lines.append(
+            f"    purity {share.interval.estimate:.2f} "
+            f"({share.interval.low:.2f} to {share.interval.high:.2f}; chance {share.chance:.2f}); "
+            "attributes change " + ", ".join(entry.factor or "nothing" for entry in found.attributes)
+        )
+    return lines
 
 
 def _describe_quality(quality: Quality) -> list[str]:

@@ -1,4 +1,4 @@
-"""`stylex factors`: train the network that reads the factors of an image."""
+"""`stylex factors`: train the network that reads the factors of an image; a classifier's true reliance."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from stylex.cli.output import (
     result,
 )
 
-app = typer.Typer(help="Train the network that reads the factors of an image.", no_args_is_help=True)
+app = typer.Typer(help="The factors of rendered faces: read them, rely on them.", no_args_is_help=True)
 
 
 @app.callback()
 def _factors() -> None:
-    """Train the network that reads the factors of an image."""
+    """The factors of rendered faces: train a network that reads them, see which a classifier relies on."""
 
 
 @app.command()
@@ -64,6 +64,54 @@ def train(
         detector = train_detector(dataset, chosen, epochs or EPOCHS, seed, on_progress=show)
     detector.save(out)
     result(as_json, {"file": str(out), **detector.report}, f"{out}\n{describe(detector.report)}")
+
+
+@app.command()
+def reliance(
+    classifier: Annotated[str, typer.Argument(help="File of 'stylex classifier train', or another source.")],
+    data: Annotated[str, typer.Argument(help="Rendered faces, as 'stylex data avatars' writes them.")],
+    faces: Annotated[int, typer.Option(min=1, help="Test faces drawn again.")] = 300,
+    size: Size = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which factors does a classifier rely on? Faces are drawn again with one factor changed."""
+    from stylex import classifiers
+    from stylex.data import load_dataset
+    from stylex.evaluation.reliance import redraw
+    from stylex.evaluation.reliance import reliance as measure
+    from stylex.evaluation.stage import load_faces
+    from stylex.hardware import place
+
+    explained = classifiers.load(classifier)
+    drawn = load_faces(load_dataset(data, size=size, labelled=False), data, faces)
+    place(explained.freeze(), choose_hardware(device, precision, threads))
+    with progress() as display:
+        task = display.add_task("drawing faces again", total=len(drawn.images))
+        redrawn = redraw(
+            explained,
+            drawn.images,
+            background=drawn.background,
+            on_progress=lambda done, total: display.update(task, completed=done, total=total),
+        )
+    found = measure(redrawn, explained.class_names, seed=seed)
+    content = {
+        "classifier": classifier,
+        "faces": len(drawn.images),
+        "reliance": {name: [row.to_json() for row in rows] for name, rows in found.items()},
+    }
+    lines = []
+    for name, rows in found.items():
+        lines.append(f"towards '{name}': log-odds by the strongest value (95 % interval), flips")
+        lines += [
+            f"  {'*' if row.relied else ' '} {row.factor} = {row.value}: {row.effect.estimate:+.2f} "
+            f"({row.effect.low:+.2f} to {row.effect.high:+.2f}), {row.flips.estimate:.0%}"
+            for row in rows
+        ]
+    result(as_json, content, "\n".join([*lines, "* relied on: a tenth of the largest effect or more"]))
 
 
 def describe(report: Mapping[str, Any]) -> str:

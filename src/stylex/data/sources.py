@@ -14,6 +14,7 @@ from stylex.data.fashion_mnist import list_fashion_mnist
 from stylex.data.folder import list_folder
 from stylex.data.images import Dataset, ImageSet, check_size
 from stylex.data.listing import Entry, Listing
+from stylex.data.published import PUBLISHED, only_classes
 from stylex.data.splits import SPLITS, Split
 from stylex.data.table import list_table
 from stylex.errors import DataError
@@ -37,8 +38,9 @@ def load_dataset(
     """Load all images of a source, decoded and cut into three sets.
 
     Args:
-        source: a folder (see `folder.list_folder`), a CSV file (see `table.list_table`), `fashion-mnist` or
-            `fashion-mnist:FOLDER`.
+        source: a folder (see `folder.list_folder`), a CSV file (see `table.list_table`), `fashion-mnist`,
+            `fashion-mnist:FOLDER`, or `afhq:FOLDER`, `ffhq:FOLDER`, `celeba:FOLDER` (see `published`); after
+            `#` classes to keep (`fashion-mnist#Shirt,Coat`) or, of CelebA, the attribute.
         size: pixels along a side, a power of two. None takes the size that all images have.
         group: the table's column whose equal values stay in one set, such as a patient.
         labelled: whether sub-folders or the label column are classes.
@@ -75,11 +77,17 @@ def load_dataset(
 
 def list_source(source: str | Path, group: str | None, labelled: bool) -> Listing:
     """What a source holds, nothing decoded yet. Raises DataError as `load_dataset` does."""
-    name, _, folder = str(source).partition(":")
-    if isinstance(source, str) and name == _NAMED:
+    place, _, option = str(source).partition("#")
+    name, _, folder = place.partition(":")
+    if isinstance(source, str) and name in (_NAMED, *PUBLISHED):
         if group is not None:
             raise DataError(f"{source} has no column {group!r} to group by; leave the group out")
-        return list_fashion_mnist(Path(folder).expanduser() if folder else None)
+        if name == _NAMED:
+            listing = list_fashion_mnist(Path(folder).expanduser() if folder else None)
+            return only_classes(listing, option, str(source))
+        if not folder:
+            raise DataError(f"{source}: say where it is: {name}:FOLDER")
+        return PUBLISHED[name](Path(folder).expanduser(), option)
     path = Path(source).expanduser()
     if path.is_dir():
         return list_folder(path, group=group, labelled=labelled)
@@ -87,7 +95,8 @@ def list_source(source: str | Path, group: str | None, labelled: bool) -> Listin
         return list_table(path, group=group, labelled=labelled)
     if path.exists():
         raise DataError(f"{path}: give a folder of images or a .csv table, not a single file")
-    raise DataError(f"{path}: no such folder or table; named sets: {_NAMED}, {_NAMED}:FOLDER")
+    named = ", ".join([_NAMED, *(f"{each}:FOLDER" for each in (_NAMED, *PUBLISHED))])
+    raise DataError(f"{path}: no such folder or table; named sets: {named}")
 
 
 def _check_skipped(source: str | Path, listing: Listing, decoded: Decoded) -> None:

@@ -105,6 +105,16 @@ class FactorDetector(nn.Module):
         self.train(was_training)
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor, batch_size: int = 256) -> dict[str, npt.NDArray[np.float64]]:
+        """Probability of every value of every factor, [N, V] each; of a frozen or evaluated network."""
+        device = self.heads.weight.device
+        found: dict[str, list[Tensor]] = {name: [] for name in self.factors}
+        for first in range(0, max(1, len(images)), batch_size):
+            for name, logits in self(images[first : first + batch_size].to(device)).items():
+                found[name].append(logits.double().softmax(dim=1).cpu())
+        return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+
     def save(self, path: str | Path) -> None:
         """Write weights, the names of factors and values, and what training reported, as safetensors.
 

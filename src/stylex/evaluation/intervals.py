@@ -19,7 +19,7 @@ from scipy import stats
 
 from stylex.errors import ConfigError, DataError
 
-Method = Literal["wilson", "percentile", "bca", "agresti-min"]
+Method = Literal["wilson", "percentile", "bca", "agresti-min", "range"]
 Bootstrap = Literal["percentile", "bca"]
 FloatArray = npt.NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class Interval:
         estimate: the figure itself.
         low, high: the ends of the interval, in the unit of the figure.
         n: distinct images it rests on.
-        confidence: of the interval, 0.95 for 95 %.
+        confidence: of the interval, 0.95 for 95 %; 1 of a mere range.
         method: how it was computed.
     """
 

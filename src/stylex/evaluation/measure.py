@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +28,7 @@ from stylex.stylespace import DirectedCoordinate, StyleSpace
 if TYPE_CHECKING:
     from stylex.evaluation.factors import FactorAgreement
     from stylex.evaluation.quality import Quality
+    from stylex.evaluation.truth import Truth
 
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20)
 """Numbers of coordinates at which flip curves are measured."""
@@ -93,8 +94,8 @@ class Evaluation:
 
     `agreement` is the share of images whose class survives reconstruction, `l1` the mean absolute difference
     of a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target.
-    Targets outside of which there is no test image are missing in `methods` and `single`. `factors` and
-    `quality` are None where they were not asked for. `measured` says which the images were.
+    Targets outside of which there is no test image are missing in `methods` and `single`. `factors`,
+    `quality` and `truth` are None where they were not asked for. `measured` says which the images were.
     """
 
     images: int
@@ -106,6 +107,7 @@ class Evaluation:
     single: dict[str, tuple[Interval, ...]]
     factors: FactorAgreement | None = None
     quality: Quality | None = None
+    truth: Truth | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -118,6 +120,7 @@ class Evaluation:
             "single": {target: [rate.to_json() for rate in rates] for target, rates in self.single.items()},
             "factors": None if self.factors is None else self.factors.to_json(),
             "quality": None if self.quality is None else self.quality.to_json(),
+            "truth": None if self.truth is None else self.truth.to_json(),
         }
 
 
@@ -171,6 +174,7 @@ def evaluate(
     judge: Classifier | None = None,
     seed: int = 0,
     counts: Sequence[int] = COUNTS,
+    others: Mapping[str, Mapping[str, Sequence[DirectedCoordinate]]] | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Flip curves of AttFind, Wu et al. and random coordinates towards every class, with their companions.
@@ -183,6 +187,8 @@ def evaluate(
     Args:
         discovery_styles, discovery_logits: [N, T] and [N, K] of the images that attributes were found on.
         judge: an independently trained classifier of the same classes.
+        others: name of a method → class → a ranking of its own, measured beside these; empty ones are left
+            out.
     """
     say = on_progress or (lambda stage: None)
     judged = None if judge is None else judge_logits(judge, model, test.reconstructions)
@@ -197,6 +203,9 @@ def evaluate(
         rankings = {"AttFind": [entry.change for entry in findings.attributes[name]]}
         with suppress(DataError):  # no image shows the class clearly enough: there is nothing to compare with
             rankings["Wu et al."] = rank_wu(searchable, probabilities, target, count=max(counts))
+        for method, by_class in (others or {}).items():
+            if by_class.get(name):
+                rankings[method] = list(by_class[name])
         for method, changes in rankings.items():
             say(f"{method} towards {name}")
             results.append(bench.ranking(method, changes))

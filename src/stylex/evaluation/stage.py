@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ from torch import Tensor
 
 from stylex import classifiers
 from stylex.classifiers import Classifier
+from stylex.data import Dataset, ImageSet
 from stylex.errors import ClassifierError, ConfigError, DataError, RunError
+from stylex.evaluation.controls import RANDOM_WEIGHTS, Rankings, other_selection, random_weight_ranking
 from stylex.evaluation.extractors import Extractor, load_extractor
 from stylex.evaluation.factors import FactorDetector, agreement
-from stylex.evaluation.measure import Evaluation, TestImages, evaluate, identify
+from stylex.evaluation.measure import Evaluation, TestImages, evaluate, identify, prepare
 from stylex.evaluation.quality import measure_quality
+from stylex.evaluation.reliance import FACES, background_of, redraw, some_faces
+from stylex.evaluation.study_protocol import StudyResult, StudySettings, study_protocol
+from stylex.evaluation.truth import Truth, measure_truth
 from stylex.explainer import Explainer
 from stylex.hardware import place
+from stylex.model import Model
 from stylex.perceptual import Distance, load_perceptual
 from stylex.run import Run, read_json, write_json
 
@@ -35,6 +42,25 @@ class QualityMeasures:
     reals: Tensor
     extractor: Extractor
     perceptual: tuple[str, Distance]
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Rendered test faces that are drawn again with one factor changed, and the colour behind them."""
+
+    images: ImageSet
+    background: str
+
+
+def load_faces(data: Dataset, source: str, count: int = FACES) -> Faces:
+    """Test faces of a source of avatars, evenly spaced.
+
+    Raises:
+        DataError: there are no test images.
+    """
+    if not len(data.test):
+        raise DataError(f"{source}: no test faces to draw again; add images")
+    return Faces(some_faces(data.test, count), background_of(source))
 
 
 def load_measures(
@@ -90,6 +116,8 @@ def evaluate_run(
     detector: FactorDetector | None = None,
     quality: QualityMeasures | None = None,
     source: str | None = None,
+    faces: Faces | None = None,
+    control: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure flip curves, controls and reconstruction on test images and keep them in the run.
@@ -100,13 +128,26 @@ def evaluate_run(
         detector: of `load_detector`: measure which factors survive reconstruction.
         quality: of `load_measures`: measure image quality too.
         source: where the test images came from, by default the run's own source.
+        control: measure the attributes of a random-weight classifier too (a search of its own).
+        faces: of `load_faces`: compare with the classifier's true reliance too; needs a detector.
 
     Raises:
         ClassifierError: the judge has other classes, or is the classifier explained.
+        ConfigError: faces without a detector.
+        DataError: the faces are not those that their table describes.
     """
     run, model = explainer.run, explainer.model
-    judged_by = judge or (run.judge_file if run.judge_file.exists() else None)
-    judging = None if judged_by is None else _load_judge(judged_by, explainer)
+    if faces is not None and detector is None:
+        raise ConfigError("ground truth needs a factor detector: --factors FILE ('stylex factors train')")
+    judging = load_judge(run, model, judge)
+    others: dict[str, Rankings] = {}
+    with suppress(RunError, DataError):  # a run that was packed has no effects to select from again
+        name, rankings = other_selection(explainer)
+        others[name] = rankings
+    if control:
+        if on_progress is not None:
+            on_progress(f"effects on a {RANDOM_WEIGHTS}")
+        others[RANDOM_WEIGHTS] = random_weight_ranking(explainer, seed=run.config.seed)
     found = evaluate(
         model,
         explainer.discovery.space,
@@ -116,6 +157,7 @@ def evaluate_run(
         test,
         judge=judging,
         seed=run.config.seed,
+        others=others,
         on_progress=on_progress,
     )
     if model.encoder is not None:
@@ -134,7 +176,42 @@ def evaluate_run(
             on_progress=on_progress,
         )
         found = replace(found, quality=figures)
+    if faces is not None and detector is not None:
+        found = replace(found, truth=_truth(explainer, faces, detector, on_progress))
     write_json(_file(run), {"attributes": explainer.fingerprint, **found.to_json()})
+    return found
+
+
+def _truth(
+    explainer: Explainer,
+    faces: Faces,
+    detector: FactorDetector,
+    on_progress: Callable[[str], None] | None,
+) -> Truth:
+    say = on_progress or (lambda stage: None)
+    model, seed = explainer.model, explainer.run.config.seed
+    say(f"the classifier on {len(faces.images)} faces drawn again")
+    redrawn = redraw(model.classifier, faces.images, detector.factors, background=faces.background)
+    test = prepare(model, faces.images, seed)
+    space, findings = explainer.discovery.space, explainer.findings
+    return measure_truth(model, space, findings, test, redrawn, detector, seed=seed, on_progress=say)
+
+
+def evaluate_study(
+    run: Run,
+    model: Model,
+    training: ImageSet | None,
+    settings: StudySettings,
+    *,
+    judge: str | Path | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> StudyResult:
+    """Flip rates by the study's protocol, kept in the run as study.json; errors as `study_protocol`."""
+    judging = load_judge(run, model, judge)
+    found = study_protocol(
+        model, training, settings, judge=judging, seed=run.config.seed, on_progress=on_progress
+    )
+    write_json(run.path / "study.json", found.to_json())
     return found
 
 
@@ -182,8 +259,15 @@ def _file(run: Run) -> Path:
     return run.path / "evaluation.json"
 
 
-def _load_judge(source: str | Path, explainer: Explainer) -> Classifier:
-    model = explainer.model
+def load_judge(run: Run, model: Model, given: str | Path | None = None) -> Classifier | None:
+    """An independently trained classifier: the one given, else the run's judge.safetensors, else None.
+
+    Raises:
+        ClassifierError: it has other classes, or is the classifier explained.
+    """
+    source = given or (run.judge_file if run.judge_file.exists() else None)
+    if source is None:
+        return None
     judge = classifiers.load(source)
     if judge.class_names != model.class_names:
         raise ClassifierError(

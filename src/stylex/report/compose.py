@@ -234,7 +234,7 @@ def _curves(evaluation: Mapping[str, Any], target: str) -> tuple[Curve, ...]:
             highs=tuple(method["curve"]["high"]),
             images=method["curve"]["n"],
         )
-        for method in sorted(found, key=lambda method: order[method["method"]])
+        for method in sorted(found, key=lambda method: order.get(method["method"], len(order)))
     )
 
 

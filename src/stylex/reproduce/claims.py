@@ -1,0 +1,149 @@
+"""The study's three claims, each with a verdict that rests on figures, not on pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stylex.errors import DataError
+from stylex.evaluation.intervals import Interval, wilson
+from stylex.reproduce.sheets import Item
+from stylex.reproduce.workshop import STYLEGAN2, Workshop
+
+Word = Literal["supported", "not supported", "undecided"]
+
+KEPT = 0.9
+"""Share of reconstructions that must keep their class for claim 1."""
+
+COORDINATES = 10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, the word on it, and why."""
+
+    claim: str
+    word: Word
+    evidence: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"claim": self.claim, "verdict": self.word, "evidence": list(self.evidence)}
+
+
+def make(shop: Workshop) -> Item:
+    """Evaluate both recipes by both protocols where that has not been done, and judge."""
+    own: Any = shop.evaluation(shop.stylex_recipe)
+    theirs: Any = shop.study_result(shop.stylex_recipe)
+    plain: Any = shop.study_result(STYLEGAN2)
+    verdicts = (reconstruction(own["agreement"]), attributes(own["methods"]), comparison(theirs, plain))
+    lines = [f"## Claims: {shop.experiment.title}", ""]
+    for number, verdict in enumerate(verdicts, 1):
+        lines += [f"{number}. {verdict.claim} **{verdict.word.capitalize()}.**"]
+        lines += [f"   - {line}" for line in verdict.evidence]
+    lines += [
+        "",
+        f"Recipe {shop.stylex_recipe}, seed {shop.seed}; figures: table-2, figure-2 and evaluation.json.",
+    ]
+    content = {"claims": [verdict.to_json() for verdict in verdicts]}
+    return Item("claims", shop.experiment.name, "\n".join(lines), content)
+
+
+def reconstruction(agreement: dict[str, Any]) -> Verdict:
+    """Claim 1: supported where the interval of the share that keeps its class lies above KEPT."""
+    low, high = agreement["low"], agreement["high"]
+    word: Word = "supported" if low >= KEPT else "not supported" if high < KEPT else "undecided"
+    return Verdict(
+        "StylEx reconstructs images with what the classifier sees in them.",
+        word,
+        (
+            f"{agreement['estimate']:.1%} of {agreement['n']} test images keep their class ({low:.1%} to "
+            f"{high:.1%}); {KEPT:.0%} are asked for",
+        ),
+    )
+
+
+def attributes(methods: list[dict[str, Any]]) -> Verdict:
+    """Claim 2: supported where, towards every class, AttFind's interval lies above that of random coordinates
+    and most of its flips are confirmed.
+
+    Raises:
+        DataError: nothing was measured towards any class.
+    """
+    by_target: dict[str, dict[str, dict[str, Any]]] = {}
+    for method in methods:
+        by_target.setdefault(method["target"], {})[method["method"]] = method
+    evidence, words = [], []
+    for target, found in by_target.items():
+        ours, chance = (_point(found[name]) for name in ("AttFind", "random"))
+        better = ours["low"] > chance["high"]
+        worse = ours["high"] <= chance["high"]
+        confirmed = ours["confirmed"]
+        doubted = confirmed is not None and confirmed < 0.5
+        refuted = worse or (better and doubted)
+        words.append("not supported" if refuted else "supported" if better else "undecided")
+        said = "" if confirmed is None else f", {confirmed:.0%} of the flips confirmed independently"
+        evidence.append(
+            f"towards '{target}' the first {ours['k']} attributes flip {ours['rate']:.1%} "
+            f"({ours['low']:.1%} to {ours['high']:.1%}), random coordinates {chance['rate']:.1%} "
+            f"(up to {chance['high']:.1%}){said}"
+        )
+    if not words:
+        raise DataError("no test image is outside any class, so attributes cannot be judged")
+    return Verdict(
+        "AttFind finds coordinates that matter to the classifier and make counterfactual explanations.",
+        _together(words),
+        (
+            *evidence,
+            "whether people can name them: see the user study; whether they are true: evaluate --truth",
+        ),
+    )
+
+
+def comparison(stylex: dict[str, Any], stylegan2: dict[str, Any]) -> Verdict:
+    """Claim 3: supported where AttFind with StylEx flips more than Wu et al., the intervals apart."""
+    ours = _figure(stylex, "AttFind")
+    others = {
+        "Wu et al. with StyleGAN2": _figure(stylegan2, "Wu et al."),
+        "AttFind with StyleGAN2": _figure(stylegan2, "AttFind"),
+    }
+    evidence = [f"AttFind with StylEx flips {_shown(ours)} (protocol study, distinct images)"]
+    evidence += [
+        f"{name} flips {_shown(each)}" if each is not None else f"{name} could not be ranked"
+        for name, each in others.items()
+    ]
+    wu = others["Wu et al. with StyleGAN2"]
+    word: Word = "undecided"
+    if ours is not None and wu is not None:
+        word = "supported" if ours.low > wu.high else "not supported" if ours.high < wu.low else "undecided"
+    return Verdict(
+        "StylEx flips the classifier more often than the method of Wu et al.", word, tuple(evidence)
+    )
+
+
+def _figure(result: dict[str, Any], method: str) -> Interval | None:
+    for each in result["figures"]:
+        if each["method"] == method:
+            interval = each["interval"]
+            return wilson(round(interval["estimate"] * interval["n"]), interval["n"])
+    return None
+
+
+def _shown(interval: Interval | None) -> str:
+    if interval is None:
+        return "nothing that could be measured"
+    return f"{interval.estimate:.1%} ({interval.low:.1%} to {interval.high:.1%})"
+
+
+def _point(method: dict[str, Any]) -> dict[str, Any]:
+    """The curve at COORDINATES, or at its last point before."""
+    curve = method["curve"]
+    place = max((i for i, k in enumerate(curve["k"]) if k <= COORDINATES), default=0)
+    confirmed = None if method["confirmed"] is None else method["confirmed"][place]["share"]
+    return {**{key: curve[key][place] for key in ("k", "rate", "low", "high")}, "confirmed": confirmed}
+
+
+def _together(words: list[str]) -> Word:
+    if "not supported" in words:
+        return "not supported"
+    return "undecided" if "undecided" in words else "supported"

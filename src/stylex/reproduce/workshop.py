@@ -1,0 +1,179 @@
+"""What items are made from: classifier, runs, attributes; each made once, when an item first needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from stylex import classifiers, training
+from stylex.attfind import load_findings, search
+from stylex.classifiers import Classifier
+from stylex.data import Dataset, load_dataset
+from stylex.errors import RunError
+from stylex.evaluation.measure import TestImages, prepare
+from stylex.evaluation.stage import evaluate_run, evaluate_study, is_evaluated
+from stylex.evaluation.study_protocol import StudySettings
+from stylex.explainer import Explainer, open_explainer
+from stylex.hardware import Hardware, place
+from stylex.model import Model, load_model
+from stylex.reproduce.experiments import Experiment
+from stylex.run import Run, read_json
+from stylex.training.setup import Request, create_run
+
+STYLEGAN2 = "stylegan2"
+
+
+@dataclass(eq=False)
+class Workshop:
+    """A folder in which one experiment is reproduced.
+
+    `home` gets classifier.safetensors, judge.safetensors, one run a recipe, and the items' files. What is
+    there is used as it is; what is not is made. A stage that was stopped goes on where it was.
+
+    Attributes:
+        folders: name → folder of the experiment's data; see `Experiment.needs`.
+        recipe, size: in place of the experiment's.
+        assignments: settings of both recipes, `section.key=value`.
+        epochs: of the classifiers.
+        study: numbers of protocol study.
+        images_per_class: discovery images of each class for AttFind; None for the recipe's.
+    """
+
+    experiment: Experiment
+    home: Path
+    folders: dict[str, str]
+    hardware: Hardware
+    recipe: str | None = None
+    size: int | None = None
+    assignments: Sequence[str] = ()
+    epochs: int = 15
+    seed: int = 0
+    study: StudySettings = field(default_factory=StudySettings)
+    images_per_class: int | None = None
+    say: Callable[[str], None] = lambda message: None
+
+    @property
+    def pixels(self) -> int:
+        return self.size or self.experiment.size
+
+    @property
+    def stylex_recipe(self) -> str:
+        return self.recipe or self.experiment.recipe
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The generator's images."""
+        source, _ = self.experiment.sources(self.folders)
+        return load_dataset(source, size=self.pixels, labelled=False)
+
+    @cached_property
+    def classifier_data(self) -> Dataset:
+        """The classifier's images, with their classes."""
+        _, source = self.experiment.sources(self.folders)
+        return load_dataset(source, size=self.pixels)
+
+    def classifier_file(self, judge: bool = False) -> Path:
+        """The classifier that is explained, or the independent one; trained where it is missing."""
+        file = self.home / ("judge.safetensors" if judge else "classifier.safetensors")
+        if not file.exists():
+            own = self.experiment.architecture
+            other = "small_cnn" if own == "mobilenet_v2" else "mobilenet_v2"
+            self.say(f"training the {'independent ' if judge else ''}classifier")
+            data = self.classifier_data
+            trained, _ = classifiers.train(
+                data.training,
+                data.discovery,
+                architecture=other if judge else own,
+                epochs=self.epochs,
+                seed=self.seed + judge,
+                hardware=self.hardware,
+                data_fingerprint=data.fingerprint,
+            )
+            trained.save(file)
+        return file
+
+    def run(self, recipe: str) -> Run:
+        """The trained run of a recipe."""
+        path = self.home / recipe
+        if (path / "model.safetensors").exists():
+            return Run.open(path)
+        classifier = classifiers.load(self.classifier_file())
+        if (path / "run.json").exists():
+            run = Run.open(path)
+        else:
+            source, _ = self.experiment.sources(self.folders)
+            settings = self.experiment.stylegan2 if recipe == STYLEGAN2 else ()
+            request = Request(
+                data=source,
+                classifier=str(self.classifier_file()),
+                recipe=recipe,
+                experiment=self.experiment.name,
+                size=self.pixels,
+                seed=self.seed,
+                assignments=(*settings, *self.assignments),
+            )
+            run = create_run(path, request.settings(path), self.data, classifier, self.hardware)
+        self.say(f"training recipe {recipe}")
+        place(classifier.freeze(), self.hardware)
+        training.train(run, self.data.training, classifier, self.hardware)
+        if not run.model_file.exists():
+            raise RunError(f"{path}: training ended without a model file")
+        return run
+
+    def explainer(self, recipe: str) -> Explainer:
+        """The run of a recipe with its attributes, searched where that has not been done."""
+        run = self.run(recipe)
+        try:
+            load_findings(run)
+            return open_explainer(run, self.hardware)
+        except RunError:  # not searched, or searched before it was trained on
+            pass
+        self.say(f"searching attributes of recipe {recipe}")
+        model = load_model(run, self.hardware)
+        settings = run.config.attfind
+        if self.images_per_class is not None:
+            settings = settings.model_copy(update={"images_per_class": self.images_per_class})
+        with run.locked():
+            search(run, model, self.data.discovery if model.encoder is not None else None, settings)
+        return open_explainer(run, self.hardware)
+
+    def test_images(self, model: Model) -> TestImages:
+        """Test images, or sampled ones where the recipe has no encoder."""
+        return prepare(model, self.data.test if model.encoder is not None else None, self.seed)
+
+    def evaluation(self, recipe: str) -> dict[str, object]:
+        """evaluation.json of a recipe's run by the default protocol."""
+        explainer = self.explainer(recipe)
+        if not is_evaluated(explainer):
+            self.say(f"evaluating recipe {recipe}")
+            with explainer.run.locked():
+                evaluate_run(
+                    explainer, self.test_images(explainer.model), judge=self.classifier_file(judge=True)
+                )
+        content: dict[str, object] = read_json(explainer.run.path / "evaluation.json")
+        return content
+
+    def study_result(self, recipe: str) -> dict[str, object]:
+        """study.json of a recipe's run: measured with these settings."""
+        run = self.run(recipe)
+        file = run.path / "study.json"
+        if file.exists():
+            known: dict[str, object] = read_json(file)
+            if known.get("settings") == self.study.model_dump(mode="json"):
+                return known
+        self.say(f"protocol study of recipe {recipe}")
+        model = load_model(run, self.hardware)
+        training_images = self.data.training if model.encoder is not None else None
+        with run.locked():
+            found = evaluate_study(
+                run, model, training_images, self.study, judge=self.classifier_file(judge=True)
+            )
+        return found.to_json()
+
+    def classifier(self) -> Classifier:
+        """The classifier that is explained, frozen and placed."""
+        found = classifiers.load(self.classifier_file())
+        place(found.freeze(), self.hardware)
+        return found

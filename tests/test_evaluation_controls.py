@@ -1,0 +1,114 @@
+"""The other selection, and a classifier with random weights as a control."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import problems
+import training_problems
+from stylex.attfind import find_attributes, load_logits, search
+from stylex.classifiers import Classifier
+from stylex.classifiers.architectures import build
+from stylex.errors import ClassifierError, RunError
+from stylex.evaluation.controls import RANDOM_WEIGHTS, other_selection, random_weight_ranking, random_weights
+from stylex.evaluation.measure import prepare
+from stylex.evaluation.stage import evaluate_run
+from stylex.explainer import Explainer, open_explainer
+from stylex.run import Run
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("controls") / "run"
+    run = problems.save_tiny_run(folder, problems.tiny_model())
+    search(run, problems.tiny_model(), training_problems.images(16), problems.everything(count=4))
+    return folder
+
+
+def opened(path: Path) -> Explainer:
+    return open_explainer(Run.open(path), training_problems.HARDWARE)
+
+
+def test_the_other_selection_is_attfinds_own(path: Path) -> None:
+    explainer = opened(path)
+    name, rankings = other_selection(explainer)
+    assert name == "AttFind independent"
+    discovery = explainer.discovery
+    after = load_logits(explainer.run, explainer.model, discovery, explainer.findings.settings)
+    settings = explainer.findings.settings.model_copy(update={"method": "independent"})
+    expected = find_attributes(
+        discovery.logits.numpy(), after, discovery.space, explainer.class_names, settings
+    )
+    assert rankings == {
+        target: [entry.change for entry in found] for target, found in expected.attributes.items()
+    }
+
+
+def test_an_evaluation_has_all_rankings(path: Path, tmp_path: Path) -> None:
+    explainer = opened(path)
+    test = prepare(explainer.model, training_problems.images(12, seed=5), 0)
+    found = evaluate_run(explainer, test, control=True)
+    names = {entry.method for entry in found.methods}
+    assert names >= {"AttFind", "AttFind independent", "random", RANDOM_WEIGHTS}
+    plain = {entry.method for entry in evaluate_run(explainer, test).methods}
+    assert RANDOM_WEIGHTS not in plain
+    for shard in (path / "effects").iterdir():
+        shard.rename(tmp_path / shard.name)
+    try:  # without effects, as a packed run has it, the rest is measured all the same
+        assert {e.method for e in evaluate_run(opened(path), test).methods} <= {
+            "AttFind",
+            "Wu et al.",
+            "random",
+        }
+        with pytest.raises(RunError, match="effects"):
+            other_selection(explainer)
+    finally:
+        for shard in tmp_path.iterdir():
+            shard.rename(path / "effects" / shard.name)
+
+
+@pytest.mark.parametrize("architecture", ["small_cnn", "mobilenet_v2"])
+def test_random_weights_are_fresh_and_balanced(architecture: str) -> None:
+    torch.manual_seed(0)
+    images = training_problems.images(40).batch(slice(None))
+    options: dict[str, Any] = {"widths": [4, 4, 8, 8]} if architecture == "small_cnn" else {}
+    network = build(architecture, 3, options)
+    trained = Classifier(network, class_names=("a", "b", "c"), input_size=None, temperature=2.0).freeze()
+    state = torch.random.get_rng_state()
+    fresh = random_weights(trained, images, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    logits = fresh(images)
+    assert (logits.median(dim=0).values / logits.std(dim=0)).abs().max() < 1e-3
+    assert logits.std(dim=0) == pytest.approx(trained(images).std(dim=0), rel=1e-3)
+    assert len(set(logits.argmax(dim=1).tolist())) == 3
+    assert fresh.fingerprint != trained.fingerprint
+    assert torch.equal(random_weights(trained, images, seed=3)(images), logits)
+    correlations = np.corrcoef(logits[:, 0].numpy(), random_weights(trained, images, 4)(images)[:, 0].numpy())
+    assert abs(correlations[0, 1]) < 0.999
+
+
+def test_a_single_logit() -> None:
+    images = training_problems.images(20).batch(slice(None))
+    network = build("small_cnn", 1, {"widths": [4, 4, 8, 8]})
+    trained = Classifier(network, class_names=("no", "yes"), input_size=None, single_logit=True).freeze()
+    logits = random_weights(trained, images)(images)
+    assert torch.allclose(logits[:, 0], -logits[:, 1])
+    assert logits[:, 1].median() == pytest.approx(0, abs=1e-5)
+
+
+def test_what_cannot_be_randomised() -> None:
+    with pytest.raises(ClassifierError, match="leave the control out"):
+        random_weights(problems.two_classes(), torch.zeros(4, 3, 4, 4))
+
+
+def test_its_ranking(path: Path) -> None:
+    explainer = opened(path)
+    found = random_weight_ranking(explainer, swept=8)
+    assert set(found) <= set(explainer.class_names)
+    assert all(len({coordinate for _, coordinate in each}) == len(each) for each in found.values())
+    assert random_weight_ranking(explainer, swept=8) == found

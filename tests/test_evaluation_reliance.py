@@ -1,0 +1,166 @@
+"""True reliance against a slow reference, and a classifier whose reliance is known by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stylex.classifiers import Classifier
+from stylex.data import load_dataset
+from stylex.data.avatars import render_avatars
+from stylex.data.faces import FACTORS, STANDARD_VALUES, render_face
+from stylex.data.images import ImageSet
+from stylex.errors import ConfigError, DataError
+from stylex.evaluation.reliance import Redrawn, background_of, redraw, reliance, some_faces, strongest
+
+pytest.importorskip("python_avatars")
+
+SIZE = 16
+
+
+class BottomRow(nn.Module):
+    """Log-odds of the second class: 8 × the mean of red minus blue in the lowest row, where clothes are."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        shirt = images[:, :, -1, 5:11].mean(dim=2)
+        odds = 8 * (shirt[:, 0] - shirt[:, 2])
+        return torch.stack([-odds / 2, odds / 2], dim=1)
+
+
+def shirts() -> Classifier:
+    return Classifier(BottomRow(), class_names=("cold", "warm"), input_size=None).freeze()
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    folder = tmp_path_factory.mktemp("faces") / "faces"
+    render_avatars(folder, count=30, size=SIZE, seed=3, processes=1)
+    sets = load_dataset(folder, use_cache=False)
+    return max((sets.training, sets.discovery, sets.test), key=len)
+
+
+def odds(classifier: Classifier, picture: Any) -> float:
+    pixels = torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    logits = classifier(pixels)[0]
+    return float(logits[1] - logits[0])
+
+
+def test_redrawn_faces_equal_a_slow_reference(faces: ImageSet) -> None:
+    classifier = shirts()
+    few = faces.select(range(4))
+    found = redraw(classifier, few, STANDARD_VALUES, batch_size=7)
+    assert set(found.values) == set(FACTORS)
+    for name in ("clothing_color", "glasses", "hair_style"):
+        changes = found.changes(name, 1)
+        for number in range(4):
+            row = {factor: few.factors[factor][number] for factor in FACTORS}
+            before = odds(classifier, few.images[number])
+            for index, value in enumerate(found.values[name]):
+                if value == row[name]:
+                    assert np.isnan(changes[number, index])
+                    continue
+                after = odds(classifier, render_face(row | {name: value}, SIZE))
+                assert changes[number, index] == pytest.approx(after - before, abs=1e-4)
+                assert found.changes(name, 0)[number, index] == pytest.approx(before - after, abs=1e-4)
+
+
+def test_only_what_the_classifier_sees_is_relied_on(faces: ImageSet) -> None:
+    found = reliance(redraw(shirts(), faces), ("cold", "warm"), resamples=29)
+    assert set(found) == {"cold", "warm"}
+    for rows in found.values():
+        assert rows[0].factor == "clothing_color"
+        assert rows[0].relied
+        assert rows[0].effect.low > 0
+        others = {row.factor: row for row in rows[1:]}
+        for name in ("glasses", "mouth", "eyebrows"):  # long hair and a neck may reach the clothes
+            assert others[name].size.estimate < 0.02 * rows[0].size.estimate
+            assert not others[name].relied
+            assert others[name].flips.estimate <= 0.1
+    assert found["warm"][0].value in ("red", "yellow")
+    assert found["warm"][0].flips.estimate == 1
+
+
+def by_hand() -> Redrawn:
+    """Faces 0 to 11 at log-odds −1, factor a adds 2, b adds 0.3; c (three values) adds 0 or −1."""
+    count = 12
+    base = np.tile(np.float32([0.5, -0.5]), (count, 1))
+
+    def with_odds(*columns: float) -> Any:
+        return np.stack([np.tile(np.float32([-o / 2, o / 2]), (count, 1)) for o in columns], axis=1)
+
+    return Redrawn(
+        tuple(str(number) for number in range(count)),
+        {"a": ("no", "yes"), "b": ("no", "yes"), "c": ("x", "y", "z")},
+        {name: np.zeros(count, np.int64) for name in "abc"},
+        base,
+        {"a": with_odds(-1, 1), "b": with_odds(-1, -0.7), "c": with_odds(-1, -1, -2)},
+        "softmax",
+    )
+
+
+def test_figures_known_by_hand() -> None:
+    (rows,) = reliance(
+        by_hand(), ("no", "yes"), relied_share=0.2, resamples=99
+    ).values()  # nothing is outside "no"
+    assert [(row.factor, row.value, row.relied) for row in rows] == [
+        ("a", "yes", True),
+        ("b", "yes", False),
+        ("c", "y", False),
+    ]
+    assert [row.effect.estimate for row in rows] == pytest.approx([2, 0.3, 0], abs=1e-6)
+    assert [row.size.estimate for row in rows] == pytest.approx([2, 0.3, 0.5], abs=1e-6)
+    assert [row.flips.estimate for row in rows] == [1, 0, 0]
+    assert rows[2].by_value == {"x": None, "y": pytest.approx(0), "z": pytest.approx(-1)}
+    looser = reliance(by_hand(), ("no", "yes"), relied_share=0.15, resamples=99)["yes"]
+    assert [row.relied for row in looser] == [True, True, False]
+
+
+def test_a_value_that_every_face_has_does_not_count() -> None:
+    changes = np.array([[np.nan, 0.5, -1.0], [np.nan, 1.5, np.nan]])
+    assert strongest(changes) == (1, 1.0)
+
+
+def test_faces_read_smaller_than_they_were_drawn(tmp_path: Path) -> None:
+    render_avatars(tmp_path / "faces", count=4, size=32, seed=1, processes=1)
+    images = load_dataset(tmp_path / "faces", size=SIZE, use_cache=False).training
+    assert redraw(shirts(), images).base.shape == (len(images), 2)
+
+
+def test_another_background(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("classes: [a, b]\nbackground: '#ffffff'\n")
+    render_avatars(tmp_path / "faces", count=12, size=SIZE, spec=spec, processes=1)
+    images = load_dataset(tmp_path / "faces", use_cache=False).training
+    assert background_of(tmp_path / "faces") == "#ffffff"
+    assert background_of(tmp_path) != background_of(tmp_path / "nowhere")
+    redraw(shirts(), images, background="#ffffff")
+    with pytest.raises(DataError, match="background"):
+        redraw(shirts(), images)
+
+
+def test_bad_input(faces: ImageSet) -> None:
+    smiles = faces.factors["mouth"]
+    wrong = {
+        **faces.factors,
+        "mouth": (*smiles[:3], "grimace" if smiles[3] == "smile" else "smile", *smiles[4:]),
+    }
+    with pytest.raises(DataError, match=f"{faces.names[3]}: is not the face"):
+        redraw(shirts(), replace(faces, factors=wrong))
+    with pytest.raises(DataError, match="glasses missing"):
+        redraw(shirts(), replace(faces, factors={k: v for k, v in faces.factors.items() if k != "glasses"}))
+    with pytest.raises(DataError, match="no rendered faces"):
+        redraw(shirts(), faces.select([]))
+    few = redraw(shirts(), faces.select(range(4)))
+    with pytest.raises(DataError, match="4 faces leave fewer than 10"):
+        reliance(few, ("cold", "warm"))
+    with pytest.raises(ConfigError, match="0 to 1"):
+        reliance(few, ("cold", "warm"), relied_share=0)
+    assert some_faces(faces, 3).names == (faces.names[0], faces.names[(len(faces) - 1) // 2], faces.names[-1])
+    with pytest.raises(ConfigError, match="0 faces"):
+        some_faces(faces, 0)

@@ -1,0 +1,227 @@
+"""Items of the study from stand-ins: every file is written, figures agree with what they are made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import problems
+import training_problems
+from stylex import config
+from stylex.cli.app import main
+from stylex.errors import ConfigError, DataError
+from stylex.evaluation.study_protocol import StudySettings
+from stylex.reproduce.claims import attributes, comparison, reconstruction
+from stylex.reproduce.experiments import EXPERIMENTS, experiment, parse_folders
+from stylex.reproduce.items import ITEMS, default_experiment, reproduce
+from stylex.reproduce.workshop import STYLEGAN2, Workshop
+
+SMALL = StudySettings(discovery=40, latents=8, repeats=2, count=3, wu_threshold=0.5)
+CPU = ("--device", "cpu", "--precision", "fp32", "--threads", "1")
+
+
+def afhq(folder: Path) -> Path:
+    """Eighty pictures a class to train on, six to validate, of 16 px, in AFHQ's layout."""
+    for split, count, seed in (("train", 160, 0), ("val", 12, 1)):
+        for number, picture in enumerate(training_problems.images(count, seed=seed).images):
+            path = folder / split / ("cat", "dog")[number % 2] / f"{number:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A workshop whose runs are there already, with random weights whose classes are balanced."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    home = folder / "home"
+    for name in ("fast", STYLEGAN2):
+        problems.save_tiny_run(home / name, problems.tiny_model(name))
+    classifier = problems.tiny_model("fast").classifier
+    classifier.options = {"widths": [4, 4, 8, 8]}
+    classifier.report = {"architecture": "small_cnn", "seconds": 30.0, "epochs": 2, "training_images": 30}
+    classifier.save(home / "classifier.safetensors")
+    judge = training_problems.classifier(seed=7)
+    judge.options = {"widths": [4, 4, 8, 8]}
+    judge.save(home / "judge.safetensors")
+    (home / "fast" / "metrics.jsonl").write_text('{"images": 40, "seconds": 4.0}\n{"images": 80, "sec')
+    return Workshop(
+        experiment("study-afhq"),
+        home,
+        {"afhq": str(afhq(folder / "afhq"))},
+        training_problems.HARDWARE,
+        recipe="fast",
+        size=16,
+        study=SMALL,
+        images_per_class=4,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("what", list(ITEMS))
+def test_every_item_is_written(made: Workshop, what: str) -> None:
+    item = reproduce(what, made)
+    assert item.experiment == "study-afhq"
+    names = {file.name for file in item.files}
+    assert {f"{what}.md", f"{what}.json"} <= names
+    if what.startswith("figure"):
+        assert f"{what}.png" in names
+        with Image.open(made.home / f"{what}.png") as picture:
+            assert picture.width > 300
+            assert np.asarray(picture.convert("L")).std() > 10
+        assert f"]({what}.png)" in (made.home / f"{what}.md").read_text()
+    content = json.loads((made.home / f"{what}.json").read_text())
+    assert content["content"] == json.loads(json.dumps(item.content))
+
+
+def test_table_1(made: Workshop) -> None:
+    item = reproduce("table-1", made)
+    counts = item.content["sets"]["StylEx and classifier"]
+    assert counts["training"] + counts["discovery"] == 160
+    assert counts["test"] == 12
+    assert sum(counts["classes"].values()) == counts["training"]
+    assert item.content["study"]["StylEx and classifier"] == {"training": 9895, "validation": 1003}
+    assert "| the study's StylEx and classifier | 9,895 | – | 1,003 | – |" in item.text
+
+
+def test_table_2(made: Workshop) -> None:
+    item = reproduce("table-2", made)
+    ours = item.content["columns"]["AttFind with StylEx"]
+    stored = json.loads((made.home / "fast" / "study.json").read_text())
+    assert ours["mean"] == stored["figures"][0]["mean"]
+    assert stored["settings"]["repeats"] == 2
+    assert ours["confirmed"] is not None
+    assert "0.042 ± 0.006 | 0.250" in item.text  # the study's and the paper's
+    assert item.content["columns"]["AttFind with StyleGAN2"]["original"] is None
+    # Another number of repeats is measured anew, the same one is not.
+    before = (made.home / "fast" / "study.json").stat().st_mtime_ns
+    reproduce("table-2", made)
+    assert (made.home / "fast" / "study.json").stat().st_mtime_ns == before
+
+
+def test_figures(made: Workshop) -> None:
+    attributes_shown = reproduce("figure-4", made).content["attributes"]
+    explainer = made.explainer("fast")
+    merged = explainer.findings.merged
+    assert [(each["direction"], each["coordinate"]) for each in attributes_shown] == list(merged[:4])
+    for each in attributes_shown:
+        assert [shown["class"] for shown in each["shown"]] == ["a", "b"]
+    again = reproduce("figure-4", made).content["attributes"]
+    assert again == attributes_shown
+    assert sum(reproduce("figure-7", made).content["classes"].values()) == 24
+    assert len(reproduce("figure-2", made).content["images"]) == 8
+
+
+def test_compute(made: Workshop) -> None:
+    item = reproduce("compute", made)
+    assert item.content["runs"]["fast"]["images_per_second"] == 10  # the last line was cut off
+    assert item.content["classifier"]["seconds"] == 30
+    assert "| classifier small_cnn | 60 | 0.5 | 2.0 | – |" in item.text
+
+
+def agreement(low: float, high: float) -> dict[str, Any]:
+    return {"estimate": (low + high) / 2, "low": low, "high": high, "n": 100}
+
+
+def curve(
+    method: str, rate: float, low: float, high: float, confirmed: float | None = None
+) -> dict[str, Any]:
+    return {
+        "method": method,
+        "target": "old",
+        "curve": {"k": [1, 10, 20], "rate": [0, rate, 1], "low": [0, low, 1], "high": [0, high, 1]},
+        "confirmed": None if confirmed is None else [{"share": 0}, {"share": confirmed}, {"share": 0}],
+    }
+
+
+def figures(**shares: float | None) -> dict[str, Any]:
+    names = {"attfind": "AttFind", "wu": "Wu et al."}
+    return {
+        "figures": [
+            {"method": names[name], "interval": {"estimate": share, "n": 1000}}
+            for name, share in shares.items()
+            if share is not None
+        ]
+    }
+
+
+def test_verdicts() -> None:
+    assert reconstruction(agreement(0.91, 0.99)).word == "supported"
+    assert reconstruction(agreement(0.85, 0.95)).word == "undecided"
+    assert reconstruction(agreement(0.5, 0.6)).word == "not supported"
+    chance = curve("random", 0.05, 0.01, 0.1)
+    assert attributes([curve("AttFind", 0.9, 0.8, 0.95, 0.9), chance]).word == "supported"
+    assert attributes([curve("AttFind", 0.9, 0.8, 0.95, 0.3), chance]).word == "not supported"
+    assert attributes([curve("AttFind", 0.15, 0.08, 0.2), chance]).word == "undecided"
+    assert attributes([curve("AttFind", 0.02, 0.0, 0.09), chance]).word == "not supported"
+    with pytest.raises(DataError, match="cannot be judged"):
+        attributes([])
+    assert comparison(figures(attfind=0.9), figures(attfind=0.7, wu=0.2)).word == "supported"
+    assert comparison(figures(attfind=0.1), figures(attfind=0.7, wu=0.2)).word == "not supported"
+    assert comparison(figures(attfind=0.2), figures(attfind=0.7, wu=0.2)).word == "undecided"
+    assert comparison(figures(attfind=0.2), figures(attfind=0.7, wu=None)).word == "undecided"
+
+
+def test_experiments() -> None:
+    assert set(EXPERIMENTS) <= set(config.names("experiments"))
+    for name, each in EXPERIMENTS.items():
+        settings = config.load_named("experiments", name)
+        assert settings["resolution"] == each.size
+        assert settings.get("recipe", "fast") == each.recipe
+        plain = config.load_recipe(STYLEGAN2, each.stylegan2)
+        own = config.load_recipe(each.recipe)
+        assert plain.network.channels(each.size) == own.network.channels(each.size)
+        assert plain.training.total_kimg == own.training.total_kimg
+        generator, classifier = each.sources(dict.fromkeys(each.needs, "/data"))
+        assert "{" not in generator + classifier
+    age = experiment("study-ffhq-age")
+    assert age.sources({"ffhq": "f", "celeba": "c"}) == ("ffhq:f", "celeba:c#Young,balanced")
+    with pytest.raises(DataError, match=r"needs --data celeba=FOLDER: CelebA: .*mmlab"):
+        age.sources({"ffhq": "f"})
+    assert parse_folders(age, ["ffhq=a", "celeba=b=c"]) == {"ffhq": "a", "celeba": "b=c"}
+    assert parse_folders(experiment("study-afhq"), ["/x"]) == {"afhq": "/x"}
+    for given in (["/x"], ["mnist=/x"], ["ffhq="]):
+        with pytest.raises(ConfigError, match="--data ffhq=FOLDER and --data celeba=FOLDER"):
+            parse_folders(age, given)
+    with pytest.raises(ConfigError, match="no experiment named 'x'"):
+        experiment("x")
+    with pytest.raises(ConfigError, match="nothing to reproduce is named 'figure-1'"):
+        default_experiment("figure-1")
+    with pytest.raises(ConfigError, match="stylex convert"):
+        default_experiment("figure-3")
+
+
+def test_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """From images alone: the classifier, then a run; the second time both are there."""
+    folder, home = afhq(tmp_path / "afhq"), tmp_path / "home"
+    settings = [f"--set={text}" for text in (*training_problems.TINY, "loss.perceptual_network=none")]
+    common = ["--experiment", "study-afhq", "--home", str(home), "--size", "16", "--json", *CPU]
+    command = ["reproduce", "figure-2", "--data", str(folder), "--epochs", "1", *settings, *common]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    shown = capfd.readouterr()
+    assert ended.value.code == 0, shown.err
+    first = json.loads(shown.out)
+    assert (home / "classifier.safetensors").exists()
+    run = json.loads((home / "study" / "run.json").read_text())
+    assert run["experiment"] == "study-afhq"
+    weights = (home / "study" / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 0
+    assert json.loads(capfd.readouterr().out) == first
+    assert (home / "study" / "model.safetensors").read_bytes() == weights
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", "table-1", *common])
+    shown = capfd.readouterr()
+    assert ended.value.code == 1
+    assert "needs --data afhq=FOLDER: AFHQ: train and val" in shown.err
