@@ -9,7 +9,7 @@ from stylex.attfind.selection import (
     select_subset,
     unstable_images,
 )
-from stylex.attfind.sweep import sweep, sweep_slowly
+from stylex.attfind.sweep import sweep, sweep_in_batches, sweep_slowly
 
 __all__ = [
     "Attribute",
@@ -26,6 +26,7 @@ __all__ = [
     "select_removal",
     "select_subset",
     "sweep",
+    "sweep_in_batches",
     "sweep_slowly",
     "unstable_images",
 ]
