@@ -1,6 +1,7 @@
 """AttFind (Lang et al. 2021, section 3.3): measure the effect of every coordinate, select attributes."""
 
-from stylex.attfind.attributes import Attribute, Findings, effects_of, find_attributes
+from stylex.attfind.attributes import Attribute, Findings, find_attributes
+from stylex.attfind.class_effects import effects_of
 from stylex.attfind.search import Discovery, discover, load_discovery, load_findings, search
 from stylex.attfind.selection import (
     merge_two_classes,
