@@ -104,14 +104,18 @@ def choose_batch(
         return BatchChoice(BATCH_SIZE, "nothing moves")
     mask = torch.zeros(2, space.size, dtype=torch.bool, device=device)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if device.type == "cpu" else threads)
+    cpu = device.type == "cpu"
+    kept = max(CANDIDATES[0], KEPT_BYTES // _map_bytes(model.generator.synthesis)) if cpu else None
+    torch.set_num_threads(1 if cpu else threads)
     rates: dict[int, float] = {}
     each = 0
     try:
         prepare, _ = _probe(model, space, style, shift, 1, mask)  # what an image takes before any change
         for batch_size in CANDIDATES:
             rows = rows_of(len(moves), batch_size)
-            if limit is not None and each * rows > limit:
+            if rates and (
+                (limit is not None and each * rows > limit) or (kept is not None and rows * threads > kept)
+            ):
                 break
             tried = moves & (moves.cumsum(0) < rows)  # one row is the unchanged image's
             mask[:, window] = tried.view(-1, 2).T
@@ -128,8 +132,8 @@ def choose_batch(
     finally:
         torch.set_num_threads(threads)
     best = min(size for size, rate in rates.items() if rate * WORTH_IT >= max(rates.values()))
-    if device.type == "cpu":
-        best = min(best * threads, max(CANDIDATES[0], KEPT_BYTES // _map_bytes(model.generator.synthesis)))
+    if kept is not None:
+        best = min(best * threads, kept)
     if limit is not None:
         best = min(best, max(CANDIDATES[0], limit // max(1, each)))
     return BatchChoice(best, "probed", each, limit)
