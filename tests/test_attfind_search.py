@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def shards(run: Run) -> list[Path]:
-    return sorted((run.path / "effects").iterdir())
+    return sorted((run.path / "effects").glob("shard-*"))
 
 
 def test_discovery_takes_images_of_every_class() -> None:
@@ -106,7 +106,7 @@ def test_another_selection_measures_nothing_again(run: Run) -> None:
     seen: list[int] = []
     settings = problems.everything(images_per_class=4, method="independent", count=2)
     findings = search(run, problems.linear_model(), images(), settings, lambda done, total: seen.append(done))
-    assert seen == [4, 8]
+    assert seen == [8]
     assert len(findings.attributes["yes"]) == 2
 
 

@@ -2,11 +2,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import problems
 import training_problems
-from stylex.attfind import sweep, sweep_slowly
-from stylex.model import Model
+from stylex import fused
+from stylex.attfind import sweep, sweep_in_batches, sweep_slowly
+from stylex.attfind.batches import CANDIDATES, choose_batch, parse_memory
+from stylex.attfind.folded import FoldedSynthesis
+from stylex.attfind.sweep import rows_of, sweep_image
+from stylex.errors import ConfigError
+from stylex.explainer import demo_folder
+from stylex.hardware import Hardware
+from stylex.model import Model, load_model
+from stylex.networks import Synthesis
+from stylex.run import Run
 from stylex.stylespace import StyleSpace
 
 
@@ -32,6 +42,8 @@ def test_the_fast_sweep_equals_the_slow_one(recipe: str) -> None:
         fast = sweep(model, space, styles[:2], batch_size=batch_size)
         assert fast.shape == (2, 2, space.size, 2)
         torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
+    whole = sweep_in_batches(model, space, styles[:2], batch_size=5)
+    torch.testing.assert_close(whole, slow, rtol=0, atol=1e-4)
 
 
 def test_shift_reaches_the_sweep() -> None:
@@ -40,6 +52,45 @@ def test_shift_reaches_the_sweep() -> None:
     fast = sweep(model, space, styles[:1], shift=0.5)
     torch.testing.assert_close(fast, sweep_slowly(model, space, styles[:1], shift=0.5), rtol=0, atol=1e-4)
     assert (fast - sweep(model, space, styles[:1])).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("noise", ["fixed", "none"])
+def test_a_changed_layer_equals_the_synthesis_of_the_changed_style(noise: str) -> None:
+    """Also where a style dominates the demodulation and vanishes, in layers with and without up-sampling."""
+    torch.manual_seed(0)
+    synthesis = Synthesis(16, {4: 6, 8: 5, 16: 4}).requires_grad_(False)
+    for module in synthesis.layers:
+        if hasattr(module, "noise_strength"):
+            module.noise_strength.fill_(0.5)
+            module.bias.normal_()
+    style = torch.randn(1, synthesis.style_size)
+    for number, place in enumerate(synthesis.layout):
+        if place.kind != "conv":
+            continue
+        style[0, place.offset + 2] = 300.0
+        folded = FoldedSynthesis(synthesis, style, noise)  # type: ignore[arg-type]
+        channels, values = torch.tensor([1, 1, 2, 3]), torch.tensor([-2.0, 9.0, 0.0, 1.0])
+        moved = style.repeat(4, 1)
+        moved[torch.arange(4), place.offset + channels] = values
+        expected = synthesis(moved, noise)  # type: ignore[arg-type]
+        found = folded.finish(folded.layer(number)(channels, values))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+        assert (found[2] - found[0]).abs().max() > 0.1
+        style[0, place.offset + 2] = 1.0
+
+
+def test_only_wanted_changes_are_measured() -> None:
+    model = problems.tiny_model()
+    styles, space = encoded(model)
+    whole = sweep(model, space, styles[:1])[0]
+    before = model.classify(model.synthesise(styles[:1]))[0]
+    wanted = torch.zeros(2, space.size, dtype=torch.bool)
+    wanted[0, ::7] = True
+    wanted[1, 3] = True
+    with torch.inference_mode():
+        some = sweep_image(model, space, styles[:1], 1.0, 8, wanted=wanted)
+    torch.testing.assert_close(some[wanted], whole[wanted], rtol=0, atol=1e-5)
+    assert (some[~wanted] == before).all()
 
 
 def test_linear_effects_are_known() -> None:
@@ -54,9 +105,130 @@ def test_linear_effects_are_known() -> None:
     assert odds[0, 2] == odds[1, 3] == start, "coordinates that lie at their end already change nothing"
 
 
-def test_progress_counts_images() -> None:
-    seen: list[tuple[int, int]] = []
+@pytest.mark.parametrize("kind", ["linear", "stylegan2"])
+def test_progress_counts_images_and_changes(kind: str) -> None:
+    model, space = problems.linear_model(), problems.unit_space()
     styles = problems.linear_styles([[0.0] * 6] * 3)
-    problem = problems.linear_model(), problems.unit_space()
-    sweep(*problem, styles, on_image=lambda done, total: seen.append((done, total)))
+    if kind != "linear":
+        model = problems.tiny_model()
+        styles, space = encoded(model)
+        styles = styles[:3]
+    seen: list[tuple[int, int]] = []
+    counts: list[int] = []
+    sweep(
+        model,
+        space,
+        styles,
+        batch_size=9,
+        on_image=lambda done, total: seen.append((done, total)),
+        on_changes=counts.append,
+    )
     assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert sum(counts) == 3 * 2 * space.size
+    assert len(counts) > 6
+
+
+def test_batches_of_a_layer_have_one_size() -> None:
+    assert [rows_of(128, size) for size in (1, 16, 32, 64, 129, 500)] == [2, 15, 26, 43, 129, 129]
+
+
+def shipped(dtype: torch.dtype) -> Model:
+    return load_model(Run.open(demo_folder()), Hardware(torch.device("cpu"), dtype, 1, "for tests"))
+
+
+def test_bf16_finds_the_strongest_coordinates_that_fp32_finds_on_the_shipped_model() -> None:
+    from stylex.attfind import load_discovery
+
+    found = load_discovery(Run.open(demo_folder()), shipped(torch.float32))
+    strongest = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = shipped(dtype)
+        styles = found.styles[:2]
+        after = sweep(model, found.space, styles)
+        odds = after[..., 1] - after[..., 0]
+        strongest.append(odds.mean(dim=0))
+        if dtype == torch.float32:
+            first = [(0, 0), (1, 100), (0, 300), (1, 500), (1, 543)]
+            for direction, coordinate in first:  # the whole synthesis, for some
+                moved = found.space.shift(styles, [(direction, coordinate)])
+                expected = model.classify(model.synthesise(moved))
+                torch.testing.assert_close(after[:, direction, coordinate], expected, rtol=0, atol=1e-4)
+    for largest in (True, False):
+        exact, half = ((odds if largest else -odds).flatten() for odds in strongest)
+        assert (exact - half).abs().max() < 0.05
+        best, found_best = exact.topk(10), half.topk(10)
+        assert len(set(best.indices.tolist()) & set(found_best.indices.tolist())) >= 9
+        assert exact[found_best.indices].min() > best.values.min() - 0.02, "only near ties may change places"
+
+
+@pytest.mark.parametrize("slope", [0.2, 0.0])
+@pytest.mark.parametrize("offered", [True, False])
+def test_a_fused_convolution_equals_its_parts(
+    slope: float, offered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not offered:
+        monkeypatch.setattr(fused, "_offered", lambda dtype: False)
+    torch.manual_seed(0)
+    images, bias = torch.randn(2, 4, 6, 6), torch.randn(8)
+    for groups in (1, 4):
+        weight = torch.randn(8, 4 // groups, 3, 3)
+        expected = F.leaky_relu(F.conv2d(images, weight, bias, padding=1, groups=groups), slope)
+        with torch.inference_mode():
+            found = fused.convolve(images, weight, bias, slope=slope, padding=1, groups=groups)
+            with torch.autocast("cpu", torch.bfloat16):
+                half = fused.convolve(images, weight, bias, slope=slope, padding=1, groups=groups)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.1)
+
+
+def test_sizes_of_memory() -> None:
+    assert [parse_memory(text) for text in ("5", "2K", "800M", "4G", "4GB", "1.5 GiB", "1T")] == [
+        5,
+        2 << 10,
+        800 << 20,
+        4 << 30,
+        4 << 30,
+        3 << 29,
+        1 << 40,
+    ]
+    for text in ("", "-1", "much", "4X", "0"):
+        with pytest.raises(ConfigError, match="memory is"):
+            parse_memory(text)
+
+
+def test_a_batch_is_probed_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = problems.tiny_model()
+    styles, space = encoded(model)
+    threads = torch.get_num_threads()
+    choice = choose_batch(model, space, styles, 1.0)
+    assert choice.reason == "probed"
+    assert choice.batch_size in CANDIDATES
+    assert choice.bytes_per_image
+    assert torch.get_num_threads() == threads
+    each = 1 << 20
+    speed = {4: 10.0, 8: 15.0, 16: 20.0, 32: 20.1}
+    asked: list[int] = []
+
+    def probe(*arguments: object) -> tuple[float, int]:
+        batch_size, mask = arguments[4], arguments[5]
+        if not mask.any():  # type: ignore[attr-defined]
+            return 0.5, 0
+        rows = int(mask.sum()) + 1  # type: ignore[call-overload, attr-defined]
+        asked.append(batch_size)  # type: ignore[arg-type]
+        return 0.5 + rows / speed.get(batch_size, 1.0), rows * each  # type: ignore[call-overload]
+
+    monkeypatch.setattr("stylex.attfind.batches._probe", probe)
+    assert choose_batch(model, space, styles, 1.0, memory=64 * each).batch_size == 16, "32 is no faster"
+    assert choose_batch(model, space, styles, 1.0, memory=8 * each).batch_size == 8
+    with pytest.raises(ConfigError, match=r"memory is 1 MiB.*--memory"):
+        choose_batch(model, space, styles, 1.0, memory=each)
+
+
+def test_nothing_to_probe() -> None:
+    assert choose_batch(problems.linear_model(), problems.unit_space(), torch.zeros(1, 8), 1.0).reason
+    model = problems.tiny_model()
+    styles, _ = encoded(model)
+    still = StyleSpace.from_styles(model.generator.synthesis.layout, styles[:1])
+    assert choose_batch(model, still, styles[:1], 1.0).reason == "nothing moves"
+    assert (sweep(model, still, styles[:1]) == model.classify(model.synthesise(styles[:1]))).all()

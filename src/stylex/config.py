@@ -235,7 +235,12 @@ class AttFindSettings(Settings):
         None, description="largest change of the score that is accepted"
     )
     effect: Literal["log_odds", "logits"] = "log_odds"
-    batch_size: int = Field(64, ge=1, description="edited images synthesised at once")
+    batch_size: int | None = Field(
+        None, ge=1, description="edited images synthesised at once; null: a probe finds it"
+    )
+    stored: Literal["fp32", "fp16"] = Field(
+        "fp32", description="number format of what is measured, as the run keeps it"
+    )
 
 
 class RunConfig(Settings):

@@ -201,9 +201,9 @@ def _others_needed() -> Iterator[None]:
     except RuntimeError as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise RunError(
-            "another process of this training ended, or did not answer for "
-            f"{TIMEOUT.total_seconds() / 60:.0f} min ({reason}); the same command continues from the last "
-            "checkpoint"
+            "another process of this job ended, or did not answer for "
+            f"{TIMEOUT.total_seconds() / 60:.0f} min ({reason}); the same command continues from what "
+            "was last written"
         ) from None
 
 

@@ -1,6 +1,7 @@
 """AttFind (Lang et al. 2021, section 3.3): measure the effect of every coordinate, select attributes."""
 
-from stylex.attfind.attributes import Attribute, Findings, effects_of, find_attributes
+from stylex.attfind.attributes import Attribute, Findings, find_attributes
+from stylex.attfind.class_effects import effects_of
 from stylex.attfind.search import Discovery, discover, load_discovery, load_findings, load_logits, search
 from stylex.attfind.selection import (
     merge_two_classes,
@@ -9,9 +10,10 @@ from stylex.attfind.selection import (
     select_subset,
     unstable_images,
 )
-from stylex.attfind.sweep import sweep, sweep_slowly
+from stylex.attfind.sweep import BATCH_SIZE, sweep, sweep_in_batches, sweep_slowly
 
 __all__ = [
+    "BATCH_SIZE",
     "Attribute",
     "Discovery",
     "Findings",
@@ -27,6 +29,7 @@ __all__ = [
     "select_removal",
     "select_subset",
     "sweep",
+    "sweep_in_batches",
     "sweep_slowly",
     "unstable_images",
 ]

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stylex.attfind.effects import Activation, log_odds_effects, raw_effects
+from stylex.attfind.class_effects import blocks, class_effects
+from stylex.attfind.effects import Activation
 from stylex.attfind.selection import (
+    EffectsArray,
     merge_two_classes,
     select_independent,
     select_removal,
@@ -105,21 +107,9 @@ class Findings:
         )
 
 
-def effects_of(
-    before: npt.NDArray[np.float32],
-    after: npt.NDArray[np.float32],
-    settings: AttFindSettings,
-    activation: Activation,
-) -> npt.NDArray[Any]:
-    """Effects [N, 2, S, K] of the kind that settings name, from logits [N, K] and [N, 2, S, K]."""
-    if settings.effect == "logits":
-        return raw_effects(before, after)
-    return log_odds_effects(before, after, activation)
-
-
 def find_attributes(
     before: npt.NDArray[np.float32],
-    after: npt.NDArray[np.float32],
+    after: EffectsArray,
     space: StyleSpace,
     class_names: Sequence[str],
     settings: AttFindSettings,
@@ -127,6 +117,7 @@ def find_attributes(
     accept: Callable[[int, int], bool] | None = None,
     *,
     targets: Sequence[int] | None = None,
+    effects: EffectsArray | None = None,
 ) -> Findings:
     """Select and rank attributes for every target class (facts of the method, items 3 to 7).
 
@@ -136,19 +127,32 @@ def find_attributes(
 
     Args:
         before: [N, K] logits of the unchanged reconstructions.
-        after: [N, 2, S, K] logits after each change, from `sweep`.
+        after: [N, 2, S, K] logits after each change, from `sweep`; an array or a reader such as `Shards`.
         accept: accept(target, coordinate), a filter such as the discriminator's.
         targets: the class indices to select for; all by default. With fewer nothing is merged.
+        effects: what `class_effects` made of the logits, if it has been asked before.
 
     Raises:
         DataError: no stable image is of another class than some target.
     """
-    effects = effects_of(before, after, settings, activation)
+    if effects is None:
+        with class_effects(before, after, settings, activation) as measured:
+            return find_attributes(
+                before,
+                after,
+                space,
+                class_names,
+                settings,
+                activation,
+                accept,
+                targets=targets,
+                effects=measured,
+            )
     keep = np.ones(len(before), bool)
     if settings.unstable_threshold is not None:
         keep = ~unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
-    found: dict[str, tuple[Attribute, ...]] = {}
     picks: dict[int, list[DirectedCoordinate]] = {}
+    searched: dict[int, npt.NDArray[np.bool_]] = {}
     for target in range(len(class_names)) if targets is None else targets:
         name = class_names[target]
         others = ~in_class(before, target, activation)
@@ -163,11 +167,16 @@ def find_attributes(
                 "train longer, or switch the filter off with --set unstable_threshold=null"
             )
         picks[target] = _select(effects, target, settings, images, accept)
-        alone = after[images]
-        found[name] = tuple(
-            _attribute(space, name, rank, change, effects[images], alone, target, activation)
+        searched[target] = images
+    flips = _flips(after, picks, searched, activation)
+    found = {
+        name: tuple(
+            _attribute(space, name, rank, change, effects, target, searched[target], flips[target][change])
             for rank, change in enumerate(picks[target], 1)
         )
+        for target, name in enumerate(class_names)
+        if target in picks
+    }
     merged: list[DirectedCoordinate] = []
     if len(class_names) == 2 and len(picks) == 2 and activation == "softmax":
         merged = merge_two_classes(effects, picks[0], picks[1], images=keep)
@@ -186,7 +195,7 @@ def in_class(logits: npt.NDArray[np.float32], target: int, activation: Activatio
 
 
 def _select(
-    effects: npt.NDArray[Any],
+    effects: EffectsArray,
     target: int,
     settings: AttFindSettings,
     images: npt.NDArray[np.bool_],
@@ -228,19 +237,40 @@ def _select(
     return list(chosen.values())
 
 
+def _flips(
+    after: EffectsArray,
+    picks: dict[int, list[DirectedCoordinate]],
+    searched: dict[int, npt.NDArray[np.bool_]],
+    activation: Activation,
+) -> dict[int, dict[DirectedCoordinate, float]]:
+    """For each target, the share of its images that each of its picks alone sends there; one pass."""
+    counts = {target: np.zeros(len(chosen)) for target, chosen in picks.items()}
+    for block in blocks(after.shape):
+        logits = after[block]
+        for target, chosen in picks.items():
+            if chosen:
+                directions, coordinates = np.array(chosen).T
+                alone = logits[searched[target][block]][:, directions, coordinates]
+                counts[target] += in_class(alone, target, activation).sum(axis=0)
+    return {
+        target: dict(zip(chosen, (counts[target] / searched[target].sum()).tolist(), strict=True))
+        for target, chosen in picks.items()
+    }
+
+
 def _attribute(
     space: StyleSpace,
     target_name: str,
     rank: int,
     change: DirectedCoordinate,
-    effects: npt.NDArray[Any],
-    after: npt.NDArray[np.float32],
+    effects: EffectsArray,
     target: int,
-    activation: Activation,
+    images: npt.NDArray[np.bool_],
+    flipped: float,
 ) -> Attribute:
     direction, coordinate = change
     place, channel = space.layer(coordinate)
-    values = effects[:, direction, coordinate, target].astype(np.float64)
+    values = np.asarray(effects[:, direction, coordinate, target])[images].astype(np.float64)
     return Attribute(
         target=target_name,
         rank=rank,
@@ -251,6 +281,6 @@ def _attribute(
         channel=channel,
         effect=float(values.mean()),
         effect_std=float(values.std()),
-        flipped=float(in_class(after[:, direction, coordinate], target, activation).mean()),
+        flipped=flipped,
         images=len(values),
     )

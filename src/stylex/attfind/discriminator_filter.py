@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stylex.attfind.selection import EffectsArray
 from stylex.model import Model
 from stylex.stylespace import StyleSpace
 
@@ -38,7 +37,7 @@ class DiscriminatorFilter:
     """
 
     def __init__(
-        self, model: Model, space: StyleSpace, styles: Tensor, effects: npt.NDArray[Any], limit: float
+        self, model: Model, space: StyleSpace, styles: Tensor, effects: EffectsArray, limit: float
     ) -> None:
         self._model, self._space, self._styles, self._effects, self._limit = (
             model,

@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stylex.attfind.attributes import Findings, effects_of, find_attributes, in_class
+from stylex.attfind.attributes import Findings, find_attributes, in_class
+from stylex.attfind.class_effects import class_effects
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
-from stylex.attfind.sweep import sweep
+from stylex.attfind.measuring import OnProgress, measure
+from stylex.attfind.shards import Record, Shards
+from stylex.attfind.sweep import OnChanges
 from stylex.config import AttFindSettings
 from stylex.data import ImageSet
-from stylex.errors import CheckpointError, DataError, RunError
+from stylex.errors import DataError, RunError
 from stylex.model import Model
+from stylex.parallel import ALONE, World
 from stylex.run import Run, checksum, read_json, read_tensors, write_json, write_tensors
 from stylex.stylespace import StyleSpace
 
-SHARD_IMAGES = 4
-"""Images whose effects are written at once; what a killed search loses at most."""
+logger = logging.getLogger("stylex")
 
 POOL_FACTOR = 4
 """Images encoded at once for each that is wanted."""
 
 SAMPLED_POOL = 4000
 """Latents sampled for a model without an encoder, from which the images of each class are taken."""
-
-OnProgress = Callable[[int, int], None]
-"""Called with images done and images in all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,31 +115,124 @@ def search(
     images: ImageSet | None,
     settings: AttFindSettings,
     on_progress: OnProgress | None = None,
+    *,
+    on_changes: OnChanges | None = None,
+    memory: int | None = None,
+    world: World = ALONE,
 ) -> Findings:
     """Find attributes and keep what was found in the run; goes on where an earlier search stopped.
 
-    Writes effects/ (logits after every change, a few images a shard), then styles.safetensors and
-    attributes.json. A search with other settings, weights or images starts over; until it is done, the run
-    keeps what the earlier one found.
+    Writes effects/ (logits after every change, a few images a shard; sweep.json says how they are measured),
+    then styles.safetensors and attributes.json. A search with other settings, weights or images starts over;
+    until it is done, the run keeps what the earlier one found. A search that goes on keeps to the batch and
+    the CPU threads that it began with, and ends with the same bytes.
+
+    Args:
+        on_progress: called after every image, with images done and images in all.
+        on_changes: called after every batch with the number of changes that it measured.
+        memory: bytes that the sweep may take; by default half of what is free.
+        world: the processes that share the images; the first one alone needs `images`, and writes.
 
     Raises:
         DataError: there are no images, or none outside (or inside) some class.
-        RunError: the run cannot be written.
+        ConfigError: the memory is too small for any batch.
+        RunError: the run cannot be written, or another process has ended.
     """
-    found = discover(model, images, settings, run.config.seed)
-    key = _key(model, found, settings)
-    after = _swept(run, model, found, settings, key, on_progress)
-    before = found.logits.numpy()
-    accept = None
-    if settings.discriminator_filter is not None:
-        effects = effects_of(before, after, settings, model.classifier.activation)
-        accept = DiscriminatorFilter(model, found.space, found.styles, effects, settings.discriminator_filter)
-    findings = find_attributes(
-        before, after, found.space, model.class_names, settings, model.classifier.activation, accept
-    )
-    save_discovery(run, found, model, findings)
-    save_findings(run, findings)
-    return findings
+    with _threads_kept():
+        found = _discovered(run, model, images, settings, world)
+        folder = run.path / "effects"
+        key = _key(model, found, settings)
+        shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
+        measure(
+            shards,
+            model,
+            found.space,
+            found.styles,
+            shift=settings.shift,
+            batch_size=settings.batch_size,
+            memory=memory,
+            world=world,
+            on_progress=on_progress,
+            on_changes=on_changes,
+        )
+    content: dict[str, Any] = {}
+    if world.first:
+        findings = _selected(run, model, found, shards, settings)
+        save_discovery(run, found, model, findings)
+        save_findings(run, findings)
+        content = findings.to_json()
+    return Findings.from_json(world.share(content)[0])
+
+
+def _selected(
+    run: Run, model: Model, found: Discovery, shards: Shards, settings: AttFindSettings
+) -> Findings:
+    before, activation = found.logits.numpy(), model.classifier.activation
+    with class_effects(before, shards, settings, activation, run.path) as effects:
+        accept = None
+        if settings.discriminator_filter is not None:
+            limit = settings.discriminator_filter
+            accept = DiscriminatorFilter(model, found.space, found.styles, effects, limit)
+        return find_attributes(
+            before, shards, found.space, model.class_names, settings, activation, accept, effects=effects
+        )
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """What a search does to the number of CPU threads ends with it."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _discovered(
+    run: Run, model: Model, images: ImageSet | None, settings: AttFindSettings, world: World
+) -> Discovery:
+    """What the first process discovers, in all; with the CPU threads of the sweep that is to go on.
+
+    Threads decide the last bits of styles and effects. If these are another sweep's with the present threads,
+    they are tried with the recorded ones.
+    """
+    parts: tuple[dict[str, Tensor], tuple[str, ...], int] | None = None
+    if world.first:
+        found = discover(model, images, settings, run.config.seed)
+        record = Record(run.path / "effects").read()
+        threads, now = record.get("threads"), torch.get_num_threads()
+        if (
+            isinstance(threads, int)
+            and 0 < threads != now
+            and record.get("processes") == world.size
+            and model.hardware.device.type == "cpu"
+        ):
+            torch.set_num_threads(threads)
+            again = discover(model, images, settings, run.config.seed)
+            if record.get("key") == _key(model, again, settings):
+                found = again
+                logger.warning("going on with %d CPU threads, as this search began", threads)
+            else:
+                torch.set_num_threads(now)
+        tensors = {"latents": found.latents, "styles": found.styles, "logits": found.logits}
+        tensors = {key: value.cpu() for key, value in (tensors | found.space.tensors()).items()}
+        parts = tensors, found.names, torch.get_num_threads()
+        if world.size == 1:
+            return found
+    shared = world.share(parts)[0]
+    assert shared is not None
+    tensors, names, threads = shared
+    if model.hardware.device.type == "cpu":
+        torch.set_num_threads(threads)
+    return _restored(model, tensors, names)
+
+
+def _restored(model: Model, tensors: Mapping[str, Tensor], names: Sequence[str]) -> Discovery:
+    device = model.hardware.device
+    layout = model.generator.synthesis.layout
+    space = StyleSpace(layout, tensors["low"].to(device), tensors["high"].to(device))
+    styles = tensors["styles"].to(device)
+    return Discovery(tensors["latents"].to(device), styles, tensors["logits"], tuple(names), space)
 
 
 def save_findings(run: Run, findings: Findings) -> None:
@@ -205,12 +299,7 @@ def load_discovery(run: Run, model: Model) -> Discovery:
             f"{run.path}: styles and attributes come from two searches, one of which was cut off; "
             f"run 'stylex attfind {run.path}' again"
         )
-    device = model.hardware.device
-    space = StyleSpace(
-        model.generator.synthesis.layout, tensors["low"].to(device), tensors["high"].to(device)
-    )
-    styles = tensors["styles"].to(device)
-    return Discovery(tensors["latents"].to(device), styles, tensors["logits"], tuple(header["names"]), space)
+    return _restored(model, tensors, header["names"])
 
 
 def _fingerprint(findings: Findings) -> str:
@@ -233,20 +322,15 @@ def load_logits(
     Raises:
         RunError: they are not in the run (it was packed without them), or belong to another search.
     """
-    keys = [
-        _key(model, found, settings, precision) for precision in (model.hardware.precision, "fp32", "bf16")
-    ]
-    parts = []
-    for first in range(0, len(found.styles), SHARD_IMAGES):
-        file = run.path / "effects" / f"shard-{first:06d}.safetensors"
-        part = next((part for key in keys if (part := _read_shard(file, key)) is not None), None)
-        if part is None:
-            raise RunError(
-                f"{run.path}: the effects of its search are not there; "
-                f"'stylex attfind {run.path}' measures them"
-            )
-        parts.append(part)
-    return torch.cat(parts).numpy()
+    folder = run.path / "effects"
+    for precision in dict.fromkeys((model.hardware.precision, "fp32", "bf16")):
+        key = _key(model, found, settings, precision)
+        shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
+        if not shards.missing():
+            return shards[:]
+    raise RunError(
+        f"{run.path}: the effects of its search are not there; 'stylex attfind {run.path}' measures them"
+    )
 
 
 def _key(model: Model, found: Discovery, settings: AttFindSettings, precision: str | None = None) -> str:
@@ -260,54 +344,6 @@ def _key(model: Model, found: Discovery, settings: AttFindSettings, precision: s
         "precision": precision or model.hardware.precision,
         "shift": settings.shift,
         "batch_size": settings.batch_size,
+        "stored": settings.stored,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _swept(
-    run: Run,
-    model: Model,
-    found: Discovery,
-    settings: AttFindSettings,
-    key: str,
-    on_progress: OnProgress | None,
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    folder = run.path / "effects"
-    total = len(found.styles)
-    after = np.empty((total, 2, found.space.size, len(model.class_names)), np.float32)
-    for first in range(0, total, SHARD_IMAGES):
-        last = min(total, first + SHARD_IMAGES)
-        file = folder / f"shard-{first:06d}.safetensors"
-        part = _read_shard(file, key)
-        if part is None:
-            if first == 0 and folder.exists():
-                shutil.rmtree(folder)
-
-            def count(done: int, _: int, first: int = first) -> None:
-                if on_progress is not None:
-                    on_progress(first + done, total)
-
-            part = sweep(
-                model,
-                found.space,
-                found.styles[first:last],
-                shift=settings.shift,
-                batch_size=settings.batch_size,
-                on_image=count,
-            )
-            write_tensors(file, {"logits": part}, {"key": key, "first": first})
-        elif on_progress is not None:
-            on_progress(last, total)
-        after[first:last] = part.numpy()
-    return after
-
-
-def _read_shard(file: Path, key: str) -> Tensor | None:
-    """A shard of this very search, or None: missing, damaged, or of another search."""
-    if not file.exists():
-        return None
-    try:
-        tensors, header = read_tensors(file)
-    except CheckpointError:
-        return None
-    return tensors["logits"] if header.get("key") == key else None

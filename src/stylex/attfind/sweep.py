@@ -6,17 +6,24 @@ The result is always the logits after each change, [N, 2, S, K]; effects are dif
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stylex.attfind.folded import FoldedSynthesis
 from stylex.model import Model
-from stylex.networks import StyleLayer, SynthesisState
+from stylex.networks import Synthesis
 from stylex.stylespace import StyleSpace
+
+BATCH_SIZE = 32
+"""Changed images synthesised at once where nobody has measured which number is best."""
 
 OnImages = Callable[[int, int], None]
 """Called with images done and images in all."""
+
+OnChanges = Callable[[int], None]
+"""Called with the number of changes that have just been measured."""
 
 
 @torch.inference_mode()
@@ -26,75 +33,165 @@ def sweep(
     styles: Tensor,
     *,
     shift: float = 1.0,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     on_image: OnImages | None = None,
+    on_changes: OnChanges | None = None,
 ) -> Tensor:
     """Logits after every single change: styles [N, T] → [N, 2, S, K], float32 on the CPU.
 
     A coordinate of layer l leaves everything before l unchanged, so activations up to each layer are computed
-    once an image, and only the layers from l on run again, for `batch_size` changes at once (both directions,
-    many coordinates). Changes that do not move a coordinate (it lies at that end already) take the unchanged
-    logits.
+    once an image; layer l itself is changed in closed form, and only the layers behind it run again, with the
+    image's styles folded into their weights (`folded.py`), for `batch_size` changes at once. Changes that do
+    not move a coordinate (it lies at that end already) take the unchanged logits.
+
+    In every layer the unchanged image goes through the same operations once more, and what is returned is the
+    unchanged image's logits plus the difference to it: so rounding, in bf16 as large as a weak effect, does
+    not become part of all effects of an image.
 
     Args:
         shift: 1 moves a coordinate to the end of its range.
         batch_size: changed images synthesised and classified at once; memory, not the result, depends on it.
         on_image: called after every image.
+        on_changes: called after every batch; the counts of an image add up to 2·S.
     """
     classes = len(model.class_names)
     results = torch.empty(len(styles), 2, space.size, classes)
     for number in range(len(styles)):
-        style = styles[number : number + 1]
-        results[number] = _sweep_image(model, space, style.to(model.hardware.device), shift, batch_size)
+        style = styles[number : number + 1].to(model.hardware.device)
+        results[number] = sweep_image(model, space, style, shift, batch_size, on_changes).cpu()
         if on_image is not None:
             on_image(number + 1, len(styles))
     return results
 
 
-def _sweep_image(model: Model, space: StyleSpace, style: Tensor, shift: float, batch_size: int) -> Tensor:
-    synthesis = model.generator.synthesis
-    results = torch.empty(2, space.size, len(model.class_names), device=style.device)
-    ends = torch.stack([space.low, space.high])
-    states: list[SynthesisState] = list(synthesis.states(style, model.noise))
-    final = states[-1].image
-    assert final is not None
-    results[:] = model.classifier(final.clamp(-1, 1))
+def sweep_image(
+    model: Model,
+    space: StyleSpace,
+    style: Tensor,
+    shift: float,
+    batch_size: int,
+    on_changes: OnChanges | None = None,
+    wanted: Tensor | None = None,
+) -> Tensor:
+    """Logits [2, S, K] after every change of one image [1, T], on the device; see `sweep`.
+
+    Args:
+        wanted: mask [2, S] of the changes to measure; the others take the unchanged logits.
+    """
+    synthesis: nn.Module = model.generator.synthesis
+    before = model.classifier(model.synthesise(style))
+    results: Tensor = before.repeat(2, space.size, 1)
     values = space.searchable(style)[0]
+    ends = torch.stack([space.low, space.high])
+    targets = values + shift * (ends - values)
+    moves = (ends != values) & (shift != 0)
+    if wanted is not None:
+        moves &= wanted
+    if not isinstance(synthesis, Synthesis):  # some other differentiable drawing: nothing of it is known
+        return _sweep_unknown(model, space, style, targets, moves, results, batch_size, on_changes)
+    folded = FoldedSynthesis(synthesis, style, model.noise)
     first = 0
-    for place, state in zip(synthesis.layout, states, strict=False):
+    for number, place in enumerate(synthesis.layout):
         if place.kind != "conv":
             continue
-        changes = _changes(space, place, values, first, shift)
-        first += place.channels
-        for begin in range(0, len(changes), batch_size):
-            part = changes[begin : begin + batch_size]
-            directions, coordinates = part[:, 0], part[:, 1]
-            moved = style.repeat(len(part), 1)
-            before = values[coordinates]
-            rows = torch.arange(len(part), device=style.device)
-            moved[rows, space.positions[coordinates]] = before + shift * (
-                ends[directions, coordinates] - before
-            )
-            start = state.select(torch.zeros(len(part), dtype=torch.long, device=style.device))
-            images = synthesis.finish(_channels_last(start), moved, model.noise)
-            results[directions, coordinates] = model.classifier(images.clamp(-1, 1))
-    return results.cpu()
-
-
-def _changes(space: StyleSpace, place: StyleLayer, values: Tensor, first: int, shift: float) -> Tensor:
-    """(direction, coordinate) rows [M, 2] of one layer's changes that move anything."""
-    rows = []
-    for direction in (0, 1):
         window = slice(first, first + place.channels)
-        moves = (space.end(direction)[window] != values[window]) & (shift != 0)
-        coordinates = moves.nonzero()[:, 0] + first
-        rows.append(torch.stack([torch.full_like(coordinates, direction), coordinates], dim=1))
-    return torch.cat(rows)
+        channels, directions = moves[:, window].T.nonzero(as_tuple=True)  # both ends of a channel in turn
+        layer = folded.layer(number) if len(channels) else None
+        reference: Tensor | None = None
+        for part in _parts(len(channels), 2 * place.channels, batch_size):
+            assert layer is not None
+            # The unchanged image leads, and fills up: of one shape of batches, kernels are built once.
+            rows = slice(part.lead, part.lead + part.count)
+            padded = channels[part.first].repeat(part.rows)
+            padded[rows] = channels[part.slice]
+            moved = values[first + padded]
+            moved[rows] = targets[directions[part.slice], first + channels[part.slice]]
+            images = folded.finish(layer(padded, moved))
+            logits = model.classifier(images.clamp_(-1, 1))
+            if reference is None:
+                reference = logits[0]
+            results[directions[part.slice], first + channels[part.slice]] += logits[rows] - reference
+            if on_changes is not None:
+                on_changes(part.count)
+        if on_changes is not None and len(channels) < 2 * place.channels:
+            on_changes(2 * place.channels - len(channels))
+        first += place.channels
+    return results
 
 
-def _channels_last(state: SynthesisState) -> SynthesisState:
-    features = state.features.contiguous(memory_format=torch.channels_last)
-    return SynthesisState(state.layer, features, state.image)
+def rows_of(most: int, batch_size: int) -> int:
+    """Images in a batch: `most` changes and the unchanged image, shared out evenly; at most `batch_size`.
+
+    At least two, since libraries take other ways, with other rounding, for one image.
+    """
+    number = -(-(most + 1) // max(2, batch_size))
+    return max(2, -(-(most + 1) // number))
+
+
+class _Part:
+    """Some changes of a layer: `count` from `first` on, in a batch of `rows`, behind `lead` others."""
+
+    def __init__(self, first: int, count: int, rows: int, lead: int) -> None:
+        self.first, self.count, self.rows, self.lead = first, count, rows, lead
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+
+def _parts(changes: int, most: int, batch_size: int) -> Iterator[_Part]:
+    """Batches for `changes` changes and one unchanged image in front, all of one size at most `batch_size`.
+
+    The size hangs on `most`, the changes that the layer can have, and not on how many there are in an image.
+    """
+    rows = rows_of(most, batch_size)
+    first, lead = 0, 1
+    while first < changes:
+        count = min(rows - lead, changes - first)
+        yield _Part(first, count, rows, lead)
+        first += count
+        lead = 0
+
+
+def _sweep_unknown(
+    model: Model,
+    space: StyleSpace,
+    style: Tensor,
+    targets: Tensor,
+    moves: Tensor,
+    results: Tensor,
+    batch_size: int,
+    on_changes: OnChanges | None,
+) -> Tensor:
+    directions, coordinates = moves.nonzero(as_tuple=True)
+    for first in range(0, len(coordinates), batch_size):
+        part = slice(first, first + batch_size)
+        moved = style.repeat(len(coordinates[part]), 1)
+        rows = torch.arange(len(moved), device=style.device)
+        moved[rows, space.positions[coordinates[part]]] = targets[directions[part], coordinates[part]]
+        images = model.generator.synthesis(moved, model.noise)
+        results[directions[part], coordinates[part]] = model.classifier(images.clamp(-1, 1))
+        if on_changes is not None:
+            on_changes(len(moved))
+    if on_changes is not None:
+        on_changes(2 * space.size - len(coordinates))
+    return results
+
+
+@torch.inference_mode()
+def sweep_in_batches(
+    model: Model, space: StyleSpace, styles: Tensor, *, shift: float = 1.0, batch_size: int = BATCH_SIZE
+) -> Tensor:
+    """As `sweep`, with the whole synthesis for every change: what batches alone gain, for benchmarks."""
+    results = torch.empty(len(styles), 2, space.size, len(model.class_names))
+    for number in range(len(styles)):
+        style = styles[number : number + 1].to(model.hardware.device)
+        values, ends = space.searchable(style)[0], torch.stack([space.low, space.high])
+        before = model.classifier(model.synthesise(style)).repeat(2, space.size, 1)
+        targets = values + shift * (ends - values)
+        found = _sweep_unknown(model, space, style, targets, ends != values, before, batch_size, None)
+        results[number] = found.cpu()
+    return results
 
 
 @torch.inference_mode()

@@ -1,12 +1,14 @@
-"""A training step of the replication study on a public StyleGAN2, run beside ours; its code stays outside.
+"""The replication study's work on a public StyleGAN2, run beside ours; its code stays outside.
 
 The study (Bosch et al. 2022) changed the PyTorch StyleGAN2 of github.com/rosinality/stylegan2-pytorch: an
 encoder, a classifier and a reconstruction loss were added, its networks and losses kept. Its own repository
-cannot be had everywhere; the step here is put together from the paper, with that repository's networks as
+cannot be had everywhere; its training step and its measurement of an
+effect are here put together from the paper, with that repository's networks as
 they are:
 
     git clone https://github.com/rosinality/stylegan2-pytorch peer
     stylex bench train --peer peer
+    stylex bench attfind --peer peer
 """
 
 from __future__ import annotations
@@ -158,3 +160,32 @@ class StudyStep:
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+
+
+class StudyEvaluation:
+    """The study's measurement of one change: float32, one image, the style moved by editing a layer's bias.
+
+    Args:
+        peer: `load_peer`'s module.
+        classifier: images [N, 3, R, R] → logits [N, K].
+        resolution: R.
+        classes: K.
+    """
+
+    def __init__(self, peer: Any, classifier: nn.Module, resolution: int, classes: int) -> None:
+        self.generator = peer.Generator(resolution, 512 + classes, 8).eval().requires_grad_(False)
+        self.classifier = classifier
+        self.latent = torch.randn(1, 512 + classes)
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """Logits [1, K] after one change of the first layer."""
+        bias = self.generator.conv1.conv.modulation.bias
+        before = bias.clone()
+        bias[0] += 1
+        try:
+            images, _ = self.generator([self.latent], input_is_latent=True, randomize_noise=False)
+            logits: Tensor = self.classifier(images)
+        finally:
+            bias.copy_(before)
+        return logits

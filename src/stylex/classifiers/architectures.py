@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, get_model, list_models
 
+from stylex import fused
 from stylex.errors import ClassifierError
 
 SMALL_CNN_WIDTHS = (32, 64, 128, 128)
@@ -41,7 +42,10 @@ class Block(nn.Module):
         assert norm.running_var is not None
         gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight = self.convolution.weight * gain[:, None, None, None]
-        return F.relu(F.conv2d(maps, weight, norm.bias - norm.running_mean * gain, padding=1))
+        bias = norm.bias - norm.running_mean * gain
+        if torch.is_grad_enabled():
+            return F.relu(F.conv2d(maps, weight, bias, padding=1))
+        return fused.convolve(maps, weight, bias, slope=0.0, padding=1)
 
 
 class SmallCNN(nn.Module):
@@ -60,12 +64,21 @@ class SmallCNN(nn.Module):
         maps: list[Tensor] = []
         current = images
         for index, block in enumerate(self.blocks):
-            current = block(F.avg_pool2d(current, 2) if index else current)
+            current = block(_halved(current) if index else current)
             maps.append(current)
         return self.head(current.mean(dim=(2, 3))), maps
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_with_features(images)[0]
+
+
+def _halved(maps: Tensor) -> Tensor:
+    """Mean of every 2 × 2 pixels. Without gradients as a depthwise convolution, on CPUs twice as fast."""
+    if torch.is_grad_enabled():
+        return F.avg_pool2d(maps, 2)
+    channels = maps.shape[1]
+    quarters = torch.full((), 0.25, dtype=maps.dtype, device=maps.device).expand(channels, 1, 2, 2)
+    return F.conv2d(maps, quarters, stride=2, groups=channels)
 
 
 class MobileNet(MobileNetV2):  # type: ignore[misc]

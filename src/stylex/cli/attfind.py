@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
 
+from stylex import parallel
 from stylex.attfind import Findings
 from stylex.cli.output import (
     AsJson,
@@ -14,11 +16,12 @@ from stylex.cli.output import (
     PrecisionName,
     RunPath,
     Threads,
-    choose_hardware,
-    progress,
+    hardware_of_all,
     result,
 )
 from stylex.config import AttFindSettings, override, validate
+from stylex.hardware import Hardware
+from stylex.parallel import World
 from stylex.run import Run
 
 
@@ -30,6 +33,10 @@ def attfind(
     method: Annotated[str | None, typer.Option(help="subset, independent or removal.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Search setting, key=value.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Changed images synthesised at once.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory the sweep may take, such as 4G; default: half of what is free."),
+    ] = None,
     data: OtherImages = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
@@ -37,9 +44,7 @@ def attfind(
     as_json: AsJson = False,
 ) -> None:
     """Measure the effect of every style coordinate and rank the attributes for every class."""
-    from stylex.attfind import search
-    from stylex.explainer import load_images
-    from stylex.model import load_model
+    from stylex.attfind.batches import parse_memory
 
     run = Run.open(path)
     given = {"images_per_class": images, "method": method, "batch_size": batch_size}
@@ -47,20 +52,45 @@ def attfind(
         key: value for key, value in given.items() if value is not None
     }
     chosen_settings = validate(AttFindSettings, override(settings, set_ or []), "settings of attfind")
-    model = load_model(run, choose_hardware(device, precision, threads))
-    discovery = None
-    if model.encoder is not None:
-        discovery = load_images(run, data).discovery
-    with run.locked(), progress() as display:
-        task = display.add_task("measuring effects, image", total=None)
-        findings = search(
+    most = None if memory is None else parse_memory(memory)
+    with parallel.joined(device=device) as world:
+        hardware = hardware_of_all(device, precision, threads, world)
+        with run.locked() if world.first else nullcontext():
+            findings = _search(run, hardware, chosen_settings, data, most, world)
+    if world.first:
+        result(as_json, {"run": str(path), **findings.to_json()}, describe(findings))
+
+
+def _search(
+    run: Run,
+    hardware: Hardware,
+    settings: AttFindSettings,
+    data: str | None,
+    memory: int | None,
+    world: World,
+) -> Findings:
+    """One process's part; the first one reads the images and shows progress."""
+    from stylex.attfind import search
+    from stylex.cli.sweeping import sweep_view
+    from stylex.explainer import load_images
+    from stylex.model import load_model
+    from stylex.stylespace import searchable_positions
+
+    model = load_model(run, hardware)
+    if not world.first:
+        return search(run, model, None, settings, memory=memory, world=world)
+    discovery = None if model.encoder is None else load_images(run, data).discovery
+    with sweep_view(len(searchable_positions(model.generator.synthesis.layout))) as view:
+        return search(
             run,
             model,
             discovery,
-            chosen_settings,
-            on_progress=lambda done, total: display.update(task, completed=done, total=total),
+            settings,
+            view.on_progress,
+            on_changes=view.on_changes,
+            memory=memory,
+            world=world,
         )
-    result(as_json, {"run": str(path), **findings.to_json()}, describe(findings))
 
 
 def describe(findings: Findings, most: int = 10) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, progress, result
+from stylex.errors import ConfigError
 
 app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 
@@ -121,3 +122,54 @@ def scale(
         more = ", ".join(f"{name} {seconds:.2f} s more" for name, seconds in found.cost.phases.items())
         lines.append(f"measured on {found.machine}: a step of two images, {kinds}; {more}")
     result(as_json, content, "\n".join(lines))
+
+
+@app.command("attfind")
+def attfind(
+    size: Annotated[
+        list[str] | None, typer.Option(help="shipped, study or authors; all by default; may be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each piece of work is measured.")] = 3,
+    peer: Annotated[
+        Path | None, typer.Option(help="A clone of rosinality/stylegan2-pytorch, to run beside ours.")
+    ] = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """The search: changes measured a second, arithmetic achieved, memory; three ways, and a peer's."""
+    from stylex.benchmarks import bench_attfind
+    from stylex.benchmarks.searching import SIZES
+
+    chosen = tuple(name for name in SIZES if size is None or name in size)
+    unknown = sorted(set(size or ()) - set(SIZES))
+    if unknown:
+        raise ConfigError(f"--size {unknown[0]}: choose {', '.join(SIZES)}")
+    hardware = choose_hardware(device, precision, threads)
+    with progress() as display:
+        task = display.add_task("measuring the search, round", total=None)
+        found = bench_attfind(
+            hardware,
+            sizes=chosen,
+            rounds=rounds,
+            peer=peer,
+            on_progress=lambda done, total: display.update(task, completed=done, total=total),
+        )
+    lines = [f"machine: {found.machine}"]
+    lines.append(f"a convolution reaches {found.convolution_peak_flops / 1e12:.2f} TFLOP/s")
+    for each in found.sizes:
+        lines.append(
+            f"{each.name}: {each.coordinates} coordinates, batches of {each.batch_size}, "
+            f"{each.layers} of {each.layers_in_all} layers"
+        )
+        for name, way in each.paths.items():
+            lines.append(
+                f"  {name}: {way.evaluations_per_second:.1f} evaluations/s, "
+                f"{way.flops_per_second / 1e12:.2f} TFLOP/s ({way.share_of_convolution_peak:.0%}), "
+                f"{way.peak_memory_bytes / 2**20:.0f} MiB"
+            )
+        if each.peer_evaluations_per_second is not None and each.speedup is not None:
+            peers = each.peer_evaluations_per_second
+            lines.append(f"  the peer: {peers:.2f} evaluations/s; the sweep is {each.speedup:.1f} × as fast")
+    result(as_json, found.to_json(), "\n".join(lines))

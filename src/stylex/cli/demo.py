@@ -9,7 +9,7 @@ import typer
 
 from stylex.cli.attfind import describe as describe_attributes
 from stylex.cli.evaluate import describe as describe_evaluation
-from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, progress, result
+from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, result
 
 
 def demo(
@@ -24,12 +24,14 @@ def demo(
 ) -> None:
     """Find out what the shipped classifier ("does this face look old?") looks at, and report it."""
     from stylex.attfind import search
+    from stylex.cli.sweeping import sweep_view
     from stylex.demo import held_demo
     from stylex.evaluation.measure import prepare
     from stylex.evaluation.stage import evaluate_run
     from stylex.explainer import load_images, open_explainer
     from stylex.model import load_model
     from stylex.report.compose import write_report
+    from stylex.stylespace import searchable_positions
 
     with held_demo(out) as run:
         chosen = choose_hardware(device, precision, threads)
@@ -37,14 +39,9 @@ def demo(
         note("reading the shipped faces")
         dataset = load_images(run)
         settings = run.config.attfind.model_copy(update={"images_per_class": images})
-        with progress() as display:
-            task = display.add_task("measuring effects, image", total=None)
+        with sweep_view(len(searchable_positions(model.generator.synthesis.layout))) as view:
             findings = search(
-                run,
-                model,
-                dataset.discovery,
-                settings,
-                on_progress=lambda done, total: display.update(task, completed=done, total=total),
+                run, model, dataset.discovery, settings, view.on_progress, on_changes=view.on_changes
             )
         explainer = open_explainer(run, chosen)
         test = prepare(explainer.model, dataset.test, run.config.seed)

@@ -26,6 +26,7 @@ from stylex import hardware
 from stylex.data import check_size
 from stylex.errors import ConfigError, DataError, RunError
 from stylex.hardware import Hardware
+from stylex.parallel import World
 from stylex.run import check_writable
 
 errors = Console(stderr=True, highlight=False)
@@ -106,6 +107,19 @@ def choose_hardware(device: str, precision: str, threads: int | None) -> Hardwar
     chosen = hardware.choose(device, precision, threads)  # type: ignore[arg-type]
     note(f"computing on {chosen}")
     return chosen
+
+
+def hardware_of_all(device: str, precision: str, threads: int | None, world: World) -> Hardware:
+    """What this process computes on; number format and threads of all processes are those of the first."""
+    if world.size == 1:
+        return choose_hardware(device, precision, threads)
+    threads = threads or max(1, hardware.usable_cores() // world.local_size)
+    device = str(world.device)
+    if world.first:
+        chosen = choose_hardware(device, precision, threads)
+        note(f"{world.size} processes")
+    format_, threads = world.share((chosen.precision, threads) if world.first else ("", 0))[0]
+    return chosen if world.first else hardware.choose(device, format_, threads)  # type: ignore[arg-type]
 
 
 @contextmanager

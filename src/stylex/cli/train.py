@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stylex import classifiers, hardware, parallel
+from stylex import classifiers, parallel
 from stylex.classifiers import Classifier
 from stylex.cli.output import (
     AsJson,
@@ -16,7 +16,7 @@ from stylex.cli.output import (
     PrecisionName,
     Size,
     Threads,
-    choose_hardware,
+    hardware_of_all,
     note,
     result,
 )
@@ -94,7 +94,7 @@ def train(
         raise ConfigError("--dry-run measures one process; leave --devices and --nodes out")
     try:
         with parallel.joined(devices, nodes, device) as world:
-            chosen = _hardware((device, precision, threads), world)
+            chosen = hardware_of_all(device, precision, threads, world)
             with parallel.one_at_a_time(world):
                 if run is None:
                     explained = classifiers.load(config.classifier)
@@ -178,20 +178,6 @@ def _train(
         return training.train(
             run, dataset.training, explained, chosen, watch=watched, on_progress=view.update, world=world
         )
-
-
-def _hardware(wanted: tuple[str, str, int | None], world: World) -> Hardware:
-    """What this process computes on; number format and threads of all processes are those of the first."""
-    device, precision, threads = wanted
-    if world.size == 1:
-        return choose_hardware(device, precision, threads)
-    threads = threads or max(1, hardware.usable_cores() // world.local_size)
-    device = str(world.device)
-    if world.first:
-        chosen = choose_hardware(device, precision, threads)
-        note(f"{world.size} processes")
-    format_, threads = world.share((chosen.precision, threads) if world.first else ("", 0))[0]
-    return chosen if world.first else hardware.choose(device, format_, threads)  # type: ignore[arg-type]
 
 
 def _report(out: Path, done: TrainingResult, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from stylex.attfind import Attribute, find_attributes, load_logits, sweep
+from stylex.attfind import BATCH_SIZE, Attribute, find_attributes, load_logits, sweep
 from stylex.attfind.attributes import in_class
 from stylex.classifiers import Classifier
 from stylex.errors import ClassifierError, RunError
@@ -76,7 +76,7 @@ def random_weight_ranking(
         discovery.space,
         styles,
         shift=settings.shift,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size or BATCH_SIZE,
         on_image=on_progress,
     ).numpy()
     found: Rankings = {}

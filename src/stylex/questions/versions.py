@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from stylex.attfind import find_attributes, sweep
+from stylex.attfind import BATCH_SIZE, find_attributes, sweep
 from stylex.attfind.attributes import in_class
 from stylex.attfind.effects import log_odds
 from stylex.classifiers import Classifier
@@ -187,7 +187,7 @@ def _rankings(
         discovery.space,
         discovery.styles[chosen],
         shift=settings.shift,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size or BATCH_SIZE,
         on_image=on_progress,
     ).numpy()
     before = logits[chosen]

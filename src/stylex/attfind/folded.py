@@ -1,0 +1,200 @@
+"""One image's synthesis for a sweep: styles folded into weights, one layer's changes in closed form.
+
+Of the images that a sweep of one layer makes, all layers behind it have the same styles. So modulation,
+demodulation and gains go into those layers' weights, once an image, and what is left is an ordinary
+convolution with bias and leaky ReLU. In the changed layer itself a style s_c that becomes s_c + δ adds
+δ · (W_c ∗ x_c), one input channel's contribution, to the convolution, and δ's part to the demodulation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylex import fused
+from stylex.networks import StyleLayer, Synthesis, SynthesisState
+from stylex.networks.generator import Noise, StyledConv, ToRGB
+from stylex.networks.layers import FIR_TAPS, SQRT2, at_least_float32, upsample2
+
+SLOPE = 0.2
+"""Of the leaky ReLU behind every convolution."""
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """A modulated convolution of one image as a plain one: weight, and what is added before the rectifier.
+
+    `weight` [O, C, 3, 3], or [C, O, 3, 3] where the layer doubles the resolution; `bias` [O]; `noise`
+    [1, 1, H, W] or None; `fir` [O, 1, 4, 4] where it doubles the resolution.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    noise: Tensor | None
+    fir: Tensor | None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        weight, padding, groups = self.weight, 1, 1
+        if self.fir is not None:
+            features = F.conv_transpose2d(features, weight, stride=2)
+            weight, groups = self.fir, len(self.fir)
+        if self.noise is None:
+            return fused.convolve(features, weight, self.bias, slope=SLOPE, padding=padding, groups=groups)
+        found = F.conv2d(features, weight, self.bias, padding=padding, groups=groups)
+        return F.leaky_relu_(found.add_(self.noise), SLOPE)
+
+
+class FoldedSynthesis:
+    """Synthesis of one style vector and of what single changes make of it.
+
+    Args:
+        synthesis: the generator's.
+        style: [1, T].
+        noise: "fixed" or "none"; random noise would not allow to compare images.
+    """
+
+    def __init__(self, synthesis: Synthesis, style: Tensor, noise: Noise) -> None:
+        self._synthesis = synthesis
+        self._style = style
+        self._noise = noise
+        self._layers = [
+            self._folded(place, module)
+            for place, module in zip(synthesis.layout, synthesis.layers, strict=True)
+        ]
+        self._states = list(synthesis.states(style, noise))
+
+    def layer(self, number: int) -> ChangedLayer:
+        """Layer number `number`, a convolution, ready for changes of its style."""
+        module = self._synthesis.layers[number]
+        assert isinstance(module, StyledConv)
+        style = self._style[:, self._synthesis.layout[number].slice]
+        return ChangedLayer(module, self._states[number], style, self._noise_of(module))
+
+    def finish(self, state: SynthesisState) -> Tensor:
+        """Images [N, 3, R, R], float32, from features [N, C, H, W] and an image so far, [1, 3, h, w] or None.
+
+        The layers from the state's on run with the style of this object.
+        """
+        features, image = state.features, state.image
+        for layer in self._layers[state.layer :]:
+            if isinstance(layer, _Convolution):
+                features = layer(features)
+                continue
+            colours = at_least_float32(F.conv2d(features, layer[0], layer[1]))
+            if image is not None:
+                colours += upsample2(image) if image.shape[-1] < colours.shape[-1] else image
+            image = colours
+        assert image is not None
+        return image
+
+    def _folded(self, place: StyleLayer, module: torch.nn.Module) -> _Convolution | tuple[Tensor, Tensor]:
+        style = self._style[:, place.slice]
+        dtype = self._synthesis.compute_dtype
+        if isinstance(module, ToRGB):
+            weight = module.weight * (module.weight_gain * style)[:, :, None, None]
+            return _placed(weight, dtype), module.bias.to(dtype)
+        assert isinstance(module, StyledConv)
+        gain = module.demodulation(style)[0] * SQRT2
+        weight = module.weight * (module.weight_gain * style)[:, :, None, None] * gain[:, None, None, None]
+        noise = self._noise_of(module)
+        return _Convolution(
+            _placed(weight.transpose(0, 1) if module.up else weight, dtype),
+            (module.bias * SQRT2).to(dtype),
+            None if noise is None else (noise * (module.noise_strength * SQRT2)).to(dtype),
+            _placed(_fir(weight).expand(len(weight), 1, 4, 4), dtype) if module.up else None,
+        )
+
+    def _noise_of(self, module: StyledConv) -> Tensor | None:
+        return module.fixed_noise if self._noise == "fixed" else None
+
+
+class ChangedLayer:
+    """One modulated convolution of one image, and what it gives when one of its styles changes.
+
+    Args:
+        module: the layer.
+        state: the activations before it, of the unchanged image.
+        style: [1, C], unchanged.
+        noise: [1, 1, H, W] or None.
+    """
+
+    def __init__(
+        self, module: StyledConv, state: SynthesisState, style: Tensor, noise: Tensor | None
+    ) -> None:
+        self._module, self._state, self._style = module, state, style[0]
+        features = state.features
+        dtype = features.dtype
+        self._convolved = module.convolve(features * style.to(dtype)[:, :, None, None])
+        shift = module.bias[None, :, None, None]
+        if noise is not None:
+            shift = shift + noise * module.noise_strength
+        self._shift = (shift * SQRT2).to(dtype)
+        weight = module.weight * module.weight_gain
+        self._energy = weight.double().square().sum(dim=(2, 3))  # [O, C]
+        self._kernel = weight
+
+    def __call__(self, channels: Tensor, values: Tensor) -> SynthesisState:
+        """The state behind the layer for N changes: style `channels` [N] set to `values` [N], one in each.
+
+        σ² of output channel o changes by (s'² − s²) · Σ W_oc², in float64: a style that dominates σ² and
+        goes to zero must not leave rounding errors behind.
+        """
+        before = self._style[channels].double()
+        after = values.double()
+        energy = F.linear(self._style.double().square()[None], self._energy)
+        energy = energy + (after.square() - before.square())[:, None] * self._energy.T[channels]
+        scale = torch.rsqrt(energy.clamp(min=0) + 1e-8) * SQRT2  # [N, O]
+        dtype = self._convolved.dtype
+        features = torch.addcmul(self._shift, self._convolved, scale.to(dtype)[:, :, None, None])
+        amount = (after - before)[:, None] * scale
+        self._add_contributions(features, channels, amount.float())
+        return SynthesisState(self._state.layer + 1, F.leaky_relu_(features, SLOPE), self._state.image)
+
+    def _add_contributions(self, features: Tensor, channels: Tensor, amount: Tensor) -> None:
+        """Add `amount` [N, O] times the contribution of input channel `channels` [N] to features, in place.
+
+        The contribution is a product of 3 × 3 neighbourhoods [pixels, 9] with the channel's weights. Where
+        the layer doubles the resolution, transposed convolution and FIR filter together are a 6 × 6 kernel,
+        and each of the four positions of a new pixel within an old one sees nine of its taps.
+        """
+        count, outputs = amount.shape
+        first, last = int(channels.min()), int(channels.max()) + 1
+        maps = self._state.features[0, first:last, None]
+        height, width = maps.shape[2:]
+        patches = F.unfold(maps, 3, padding=1)[channels - first].transpose(1, 2)  # [N, pixels, 9]
+        kernel = self._kernel[:, channels].transpose(0, 1)  # [N, O, 3, 3]
+        if not self._module.up:
+            taps = (kernel * amount[:, :, None, None]).flatten(2).transpose(1, 2)  # [N, 9, O]
+            flat = features.permute(0, 2, 3, 1).view(count, height * width, outputs)
+            flat.baddbmm_(patches, taps.to(features.dtype))
+            return
+        taps = _phases(kernel * amount[:, :, None, None]).to(features.dtype)  # [N, 9, 2 · 2 · O]
+        found = torch.bmm(patches, taps).view(count, height, width, 2, 2, outputs)
+        pixels = features.permute(0, 2, 3, 1).view(count, height, 2, width, 2, outputs)
+        pixels.add_(found.transpose(2, 3))
+
+
+def _fir(like: Tensor) -> Tensor:
+    """The resampling filter with gain 4, [4, 4]."""
+    taps = torch.tensor(FIR_TAPS, dtype=like.dtype, device=like.device)
+    return torch.outer(taps, taps) * (4.0 / sum(FIR_TAPS) ** 2)
+
+
+def _phases(kernel: Tensor) -> Tensor:
+    """What up-sampling with a kernel [N, O, 3, 3] does to the neighbourhood of a pixel: [N, 9, 4 · O].
+
+    Inserting zeros, the kernel and the FIR filter with padding 1 make output 2q + a of an axis the sum over
+    r in (−1, 0, 1) of input q + r times tap a + 2 − 2r of the 6 taps of kernel and filter together.
+    """
+    count, outputs = kernel.shape[:2]
+    both = F.conv2d(kernel.reshape(-1, 1, 3, 3), _fir(kernel)[None, None], padding=3)  # [N · O, 1, 6, 6]
+    taps = torch.tensor([[a + 2 - 2 * r for r in (-1, 0, 1)] for a in (0, 1)], device=kernel.device)
+    found = both.view(count, outputs, 6, 6)[:, :, taps][..., taps]  # [N, O, a, r, b, q]
+    return found.permute(0, 3, 5, 2, 4, 1).reshape(count, 9, 4 * outputs)
+
+
+def _placed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype).contiguous(memory_format=torch.channels_last)

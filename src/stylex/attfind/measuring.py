@@ -1,0 +1,133 @@
+"""A sweep over all images of a search: by one process or many, into shards, going on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stylex.attfind.batches import BatchChoice, choose_batch
+from stylex.attfind.shards import Record, Shards
+from stylex.attfind.sweep import OnChanges, sweep
+from stylex.model import Model
+from stylex.parallel import ALONE, World
+from stylex.stylespace import StyleSpace
+
+OnProgress = Callable[[int, int], None]
+"""Called with images done and images in all."""
+
+
+def measure(
+    shards: Shards,
+    model: Model,
+    space: StyleSpace,
+    styles: Tensor,
+    *,
+    shift: float,
+    batch_size: int | None,
+    memory: int | None = None,
+    world: World = ALONE,
+    on_progress: OnProgress | None = None,
+    on_changes: OnChanges | None = None,
+) -> None:
+    """Measure all images whose logits the shards lack.
+
+    Images go round the processes; the first one gathers what they find, one image from each, and writes. So
+    the files are those of one process, no directory need be shared, and a job that is killed goes on with any
+    number of processes. What is recorded of the sweep (batch and threads) is kept to.
+
+    Args:
+        batch_size: changes at once; None for what was recorded, or else a probe within `memory` bytes.
+        on_progress, on_changes: called in the first process, with its own images done by all, and changes
+            measured by this one times the processes.
+
+    Raises:
+        ConfigError: `memory` is too small.
+        RunError: the shards cannot be written, or another process has ended.
+    """
+    total = len(styles)
+    missing = world.share(_begin(shards) if world.first else [])[0]
+    if len(missing) < len(shards) and on_progress is not None and world.first:
+        on_progress(total - sum(len(shards.images(number)) for number in missing), total)
+    if not missing:
+        return
+    batch = _batch(shards, model, space, styles, shift, batch_size, memory, world)
+    pending = [image for number in missing for image in shards.images(number)]
+    done = total - len(pending)
+    arrived: dict[int, Tensor] = {}
+
+    def count(changes: int) -> None:
+        if on_changes is not None and world.first:
+            on_changes(changes * world.size)
+
+    for first in range(0, len(pending), world.size):
+        turn = pending[first : first + world.size]
+        own: Tensor | None = None
+        if world.rank < len(turn):
+            image = turn[world.rank]
+            own = sweep(
+                model,
+                space,
+                styles[image : image + 1],
+                shift=shift,
+                batch_size=batch,
+                on_changes=count,
+            )
+        found = world.share(own)
+        if not world.first:
+            continue
+        for image, logits in zip(turn, found, strict=False):
+            assert logits is not None
+            arrived[image] = logits
+            done += 1
+            if on_progress is not None:
+                on_progress(done, total)
+        while missing and all(image in arrived for image in shards.images(missing[0])):
+            number = missing.pop(0)
+            shards.write(number, torch.cat([arrived.pop(image) for image in shards.images(number)]))
+
+
+def _begin(shards: Shards) -> list[int]:
+    """The shards that are missing; an earlier sweep's are removed if it was another."""
+    if Record(shards.folder).read().get("key") != shards.key:
+        shards.start_over()
+    return shards.missing()
+
+
+def _batch(
+    shards: Shards,
+    model: Model,
+    space: StyleSpace,
+    styles: Tensor,
+    shift: float,
+    asked: int | None,
+    memory: int | None,
+    world: World,
+) -> int:
+    """The batch size of all processes: as asked for, as recorded, or as the first one's probe finds it."""
+    chosen = 0
+    if world.first:
+        record = Record(shards.folder)
+        content = record.read()
+        known = content.get("batch_size")
+        if asked is not None:
+            choice = BatchChoice(asked, "asked for")
+        elif isinstance(known, int) and known > 0:
+            choice = BatchChoice(known, "recorded")
+        else:
+            choice = choose_batch(model, space, styles, shift, memory=memory, processes=world.local_size)
+        if choice.reason != "recorded":
+            threads = torch.get_num_threads() if model.hardware.device.type == "cpu" else None
+            record.write(
+                {
+                    "key": shards.key,
+                    **choice.to_json(),
+                    "precision": model.hardware.precision,
+                    "device": str(model.hardware.device),
+                    "threads": threads,
+                    "processes": world.size,
+                }
+            )
+        chosen = choice.batch_size
+    return world.share(chosen)[0]

@@ -1,0 +1,300 @@
+"""`stylex bench attfind`: changes a second, one at a time, in batches, by the sweep, and by a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from stylex.attfind.batches import choose_batch
+from stylex.attfind.sweep import rows_of, sweep_image
+from stylex.benchmarks.machine import Machine, convolution_peak, describe, interleaved
+from stylex.benchmarks.peers import StudyEvaluation, load_peer
+from stylex.classifiers import Classifier
+from stylex.classifiers.architectures import build as build_classifier
+from stylex.classifiers.architectures import default_options
+from stylex.config import load_recipe
+from stylex.explainer import demo_folder
+from stylex.hardware import Hardware, peak_memory, place, release_freed_memory, start_peak_memory, used_memory
+from stylex.model import Model, load_model
+from stylex.networks import SynthesisState, build
+from stylex.run import Run
+from stylex.stylespace import StyleSpace
+
+SizeName = Literal["shipped", "study", "authors"]
+SIZES: tuple[SizeName, ...] = ("shipped", "study", "authors")
+"""The shipped model; the study's (64 px, 512 channels, MobileNetV2); the authors' at 256 px."""
+
+FEW_LAYERS = 3
+"""Layers measured of the authors' model, the first, the last and what lies between; of the others all."""
+
+
+@dataclass(frozen=True)
+class WayResult:
+    """One way to measure changes: `flops` and memory are of what it really computes."""
+
+    evaluations_per_second: float
+    flops_per_second: float
+    share_of_convolution_peak: float
+    peak_memory_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "evaluations_per_second": self.evaluations_per_second,
+            "tflops": self.flops_per_second / 1e12,
+            "share_of_convolution_peak": self.share_of_convolution_peak,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """What was measured of one model; `layers` of all its convolutions, evenly chosen.
+
+    `peer_evaluations_per_second` is the peer's, at the study's size only.
+    """
+
+    name: SizeName
+    coordinates: int
+    layers: int
+    layers_in_all: int
+    batch_size: int
+    paths: dict[str, WayResult]
+    peer_evaluations_per_second: float | None
+
+    @property
+    def speedup(self) -> float | None:
+        """The exact sweep's rate over the peer's."""
+        peer = self.peer_evaluations_per_second
+        return None if peer is None else self.paths["sweep"].evaluations_per_second / peer
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "coordinates": self.coordinates,
+            "layers": self.layers,
+            "layers_in_all": self.layers_in_all,
+            "batch_size": self.batch_size,
+            "paths": {name: path.to_json() for name, path in self.paths.items()},
+            "peer_evaluations_per_second": self.peer_evaluations_per_second,
+            "speedup": self.speedup,
+        }
+
+
+@dataclass(frozen=True)
+class AttFindBenchmark:
+    """All sizes, measured in one run on one machine."""
+
+    machine: Machine
+    rounds: int
+    convolution_peak_flops: float
+    sizes: list[SizeResult]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "machine": self.machine.to_json(),
+            "rounds": self.rounds,
+            "convolution_peak_tflops": self.convolution_peak_flops / 1e12,
+            "sizes": [size.to_json() for size in self.sizes],
+        }
+
+
+def bench_attfind(
+    hardware: Hardware,
+    *,
+    sizes: tuple[SizeName, ...] = SIZES,
+    rounds: int = 3,
+    peer: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> AttFindBenchmark:
+    """Measure the search on this machine: three ways to the same effects, in turn within a round.
+
+    One at a time: the whole synthesis for every change, a batch of one. In batches: the whole synthesis for
+    the batch that the sweep uses. Sweep: of each layer one batch of changes is timed, and an image's time is
+    put together from its layers' numbers of batches and what the image takes before any change.
+
+    Args:
+        sizes: which models; all but the shipped one have random weights.
+        rounds: how often each is measured, after one round that is not counted.
+        peer: folder of the peer's code (`peers.load_peer`), run beside the study's size.
+        on_progress: told the rounds done and the rounds in all.
+
+    Raises:
+        ConfigError: the peer's folder holds something else.
+    """
+    module = None if peer is None else load_peer(peer)
+    peak = convolution_peak(hardware)
+    found = []
+    for number, name in enumerate(sizes):
+
+        def told(done: int, before: int = number * (rounds + 1)) -> None:
+            if on_progress is not None:
+                on_progress(before + done + 1, len(sizes) * (rounds + 1))
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            theirs = None
+            if module is not None and name == "study":
+                theirs = StudyEvaluation(module, _classifier(64).eval().requires_grad_(False), 64, 2)
+            found.append(_measure(name, hardware, rounds, theirs, peak, told))
+    return AttFindBenchmark(describe(hardware), rounds, max(peak, convolution_peak(hardware)), found)
+
+
+def make_model(name: SizeName, hardware: Hardware) -> tuple[Model, StyleSpace, Tensor]:
+    """A model of a size, the ranges of its coordinates, and styles [N, T]."""
+    if name == "shipped":
+        from stylex.attfind import load_discovery
+
+        run = Run.open(demo_folder())
+        model = load_model(run, hardware)
+        found = load_discovery(run, model)
+        return model, found.space, found.styles
+    resolution = 64 if name == "study" else 256
+    recipe = load_recipe("study" if name == "study" else "stylex")
+    classifier = _classifier(resolution).freeze()
+    parts = build(recipe, resolution, classifier.classes)
+    generator = parts.generator.eval().requires_grad_(False)
+    place(generator, hardware)
+    place(classifier, hardware)
+    model = Model(generator, None, None, None, classifier, recipe, hardware, 0)
+    latents = torch.randn(4, recipe.network.latent_features + generator.condition_features)
+    styles = model.styles(latents)
+    return model, StyleSpace.from_styles(generator.synthesis.layout, styles), styles
+
+
+def _classifier(resolution: int) -> Classifier:
+    options = default_options("mobilenet_v2", resolution)
+    network = build_classifier("mobilenet_v2", 2, options)
+    return Classifier(
+        network, class_names=("a", "b"), input_size=resolution, architecture="mobilenet_v2", options=options
+    )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution of a model: which coordinates are its own, and the changes of one batch, [2, S]."""
+
+    number: int
+    changes: int
+    batches: int
+    mask: Tensor
+
+
+def _layers(model: Model, space: StyleSpace, batch_size: int, most: int | None) -> list[_Layer]:
+    found, first = [], 0
+    for number, layer in enumerate(space.layout):
+        if layer.kind != "conv":
+            continue
+        rows = rows_of(2 * layer.channels, batch_size)
+        mask = torch.zeros(2, space.size, dtype=torch.bool, device=model.hardware.device)
+        both = torch.arange(rows - 1, device=mask.device)
+        mask[both % 2, first + both // 2] = True
+        found.append(_Layer(number, 2 * layer.channels, -(-(2 * layer.channels + 1) // rows), mask))
+        first += layer.channels
+    if most is None or most >= len(found):
+        return found
+    return [found[round(index * (len(found) - 1) / (most - 1))] for index in range(most)]
+
+
+def _measure(
+    name: SizeName,
+    hardware: Hardware,
+    rounds: int,
+    theirs: StudyEvaluation | None,
+    peak: float,
+    on_round: Callable[[int], None],
+) -> SizeResult:
+    model, space, styles = make_model(name, hardware)
+    style = styles[:1]
+    # A coordinate of few styles often lies at an end of its range already: let every change move something.
+    space = StyleSpace(space.layout, space.low - 0.1, space.high + 0.1)
+    batch_size = choose_batch(model, space, styles, 1.0).batch_size
+    layers = _layers(model, space, batch_size, FEW_LAYERS if name == "authors" else None)
+    rows = min(batch_size, max(layer.changes for layer in layers))
+    works: dict[str, Callable[[], object]] = {
+        "one at a time": lambda: _whole(model, style),
+        "batches": lambda: _whole(model, style.repeat(rows, 1)),
+        "image": lambda: _sweep(model, space, style, batch_size, torch.zeros_like(layers[0].mask)),
+    }
+    for layer in layers:
+        works[f"layer {layer.number}"] = _bound(model, space, style, batch_size, layer.mask)
+    if theirs is not None:
+        works["peer"] = theirs.evaluate
+    seconds = interleaved(works, hardware, rounds, on_round)
+    memory = {key: _memory(works[key], hardware) for key in ("one at a time", "batches")}
+    memory["sweep"] = max(_memory(works[f"layer {layer.number}"], hardware) for layer in layers)
+    whole, behind = _flops(model, style, layers)
+    changes = sum(layer.changes for layer in layers)
+    image = seconds["image"] + sum(
+        layer.batches * max(1e-9, seconds[f"layer {layer.number}"] - seconds["image"]) for layer in layers
+    )
+    rates = {
+        "one at a time": (1 / seconds["one at a time"], whole),
+        "batches": (rows / seconds["batches"], whole),
+        "sweep": (
+            changes / image,
+            sum(layer.changes * work for layer, work in zip(layers, behind, strict=True)) / changes,
+        ),
+    }
+    paths = {
+        key: WayResult(rate, rate * work, rate * work / peak, memory[key])
+        for key, (rate, work) in rates.items()
+    }
+    in_all = sum(layer.kind == "conv" for layer in space.layout)
+    peer = None if theirs is None else 1 / seconds["peer"]
+    return SizeResult(name, space.size, len(layers), in_all, batch_size, paths, peer)
+
+
+def _bound(
+    model: Model, space: StyleSpace, style: Tensor, batch_size: int, mask: Tensor
+) -> Callable[[], object]:
+    return lambda: _sweep(model, space, style, batch_size, mask)
+
+
+@torch.inference_mode()
+def _sweep(model: Model, space: StyleSpace, style: Tensor, batch_size: int, mask: Tensor) -> Tensor:
+    return sweep_image(model, space, style, 1.0, batch_size, wanted=mask)
+
+
+@torch.inference_mode()
+def _whole(model: Model, styles: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(model.generator.synthesis(styles, model.noise).clamp(-1, 1))
+    return logits
+
+
+def _flops(model: Model, style: Tensor, layers: list[_Layer]) -> tuple[float, list[float]]:
+    """Arithmetic of one whole evaluation, and of what lies behind each layer; the counter knows no fused one.
+
+    The changed layer itself is left out: its share of the work is what the closed form saves.
+    """
+    synthesis = model.generator.synthesis
+    with torch.no_grad():
+        states: list[SynthesisState] = list(synthesis.states(style, model.noise))
+    images = torch.zeros(1, 3, synthesis.resolution, synthesis.resolution, device=style.device)
+
+    def counted(work: Callable[[], object]) -> float:
+        with FlopCounterMode(display=False) as counter, torch.enable_grad():
+            work()
+        return float(counter.get_total_flops())
+
+    classify = counted(lambda: model.classifier(images))
+    whole = counted(lambda: synthesis(style, model.noise)) + classify
+    behind = [
+        counted(lambda layer=layer: synthesis.finish(states[layer.number + 1], style, model.noise)) + classify  # type: ignore[misc]
+        for layer in layers
+    ]
+    return whole, behind
+
+
+def _memory(work: Callable[[], object], hardware: Hardware) -> int:
+    """Bytes that a piece of work takes above what the process holds."""
+    release_freed_memory()
+    held = used_memory(hardware.device)
+    start_peak_memory(hardware.device)
+    work()
+    return max(0, peak_memory(hardware.device) - held)

@@ -1,0 +1,127 @@
+"""`stylex bench attfind`: what is counted, how an image's time is put together, the peer's evaluation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import problems
+from stylex.benchmarks import searching
+from stylex.benchmarks.peers import StudyEvaluation
+from stylex.hardware import Hardware
+from stylex.stylespace import StyleSpace
+
+CPU = Hardware(torch.device("cpu"), torch.float32, 1, "for tests")
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
+    model = problems.tiny_model()
+    styles = model.styles(problems._latents(model)[:3])
+    space = StyleSpace.from_styles(model.generator.synthesis.layout, styles)
+    monkeypatch.setattr(searching, "make_model", lambda name, hardware: (model, space, styles))
+    monkeypatch.setattr(searching, "convolution_peak", lambda hardware: 1e12)
+    return model, space, styles
+
+
+def test_rates_are_put_together_from_layers(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, space, _ = tiny
+    monkeypatch.setattr(searching, "choose_batch", lambda *_: searching_choice(8))
+
+    def turns(works: Any, *_: Any) -> dict[str, float]:
+        for work in works.values():
+            work()
+        return {name: {"one at a time": 0.1, "batches": 0.4, "image": 1.0}.get(name, 1.5) for name in works}
+
+    monkeypatch.setattr(searching, "interleaved", turns)
+    found = searching.bench_attfind(CPU, sizes=("shipped",), rounds=1)
+    (size,) = found.sizes
+    layers = searching._layers(model, space, 8, None)
+    assert size.layers == size.layers_in_all == len(layers)
+    assert sum(layer.changes for layer in layers) == 2 * space.size
+    ways = size.paths
+    assert ways["one at a time"].evaluations_per_second == pytest.approx(10)
+    assert ways["batches"].evaluations_per_second == pytest.approx(20)
+    seconds = 1.0 + 0.5 * sum(layer.batches for layer in layers)
+    assert ways["sweep"].evaluations_per_second == pytest.approx(2 * space.size / seconds)
+    for way in ways.values():
+        assert way.share_of_convolution_peak == pytest.approx(way.flops_per_second / 1e12)
+    work = {name: way.flops_per_second / way.evaluations_per_second for name, way in ways.items()}
+    assert work["sweep"] < work["batches"] == work["one at a time"]
+    assert size.speedup is None
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def searching_choice(batch_size: int) -> Any:
+    from stylex.attfind.batches import BatchChoice
+
+    return BatchChoice(batch_size, "for tests")
+
+
+def test_a_mask_is_one_batch_of_one_layer(tiny: Any) -> None:
+    model, space, styles = tiny
+    wide = StyleSpace(space.layout, space.low - 0.1, space.high + 0.1)
+    for layer in searching._layers(model, wide, 8, None):
+        counts: list[int] = []
+        with torch.inference_mode():
+            searching.sweep_image(
+                model, wide, styles[:1], 1.0, 8, on_changes=counts.append, wanted=layer.mask
+            )
+        assert int(layer.mask.sum()) in counts, "one batch"
+        assert sum(counts) == 2 * wide.size
+    some = searching._layers(model, wide, 8, 3)
+    numbers = [layer.number for layer in searching._layers(model, wide, 8, None)]
+    assert [some[0].number, some[-1].number] == [numbers[0], numbers[-1]]
+    assert len(some) == 3
+
+
+def test_arithmetic_behind_a_layer_is_less_than_all(tiny: Any) -> None:
+    model, space, styles = tiny
+    whole, behind = searching._flops(model, styles[:1], searching._layers(model, space, 8, None))
+    assert whole > behind[0] > behind[-1] > 0
+    assert behind == sorted(behind, reverse=True)
+
+
+def test_the_real_measurement_runs(tiny: Any) -> None:
+    told: list[int] = []
+    found = searching.bench_attfind(
+        CPU, sizes=("shipped",), rounds=1, on_progress=lambda done, total: told.append(done)
+    )
+    assert told == [1, 2]
+    assert all(way.evaluations_per_second > 0 for way in found.sizes[0].paths.values())
+
+
+def test_the_sizes_are_the_published_ones() -> None:
+    model, space, styles = searching.make_model("study", CPU)
+    assert space.size == 4608
+    assert styles.shape == (4, model.generator.synthesis.style_size)
+
+
+def test_the_peers_evaluation_moves_a_bias_and_puts_it_back() -> None:
+    seen: list[float] = []
+
+    class Generator(nn.Module):
+        def __init__(self, size: int, style_dim: int, layers: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Module()
+            self.conv1.conv = nn.Module()
+            self.conv1.conv.modulation = nn.Linear(style_dim, 4)
+            self.size = size
+
+        def forward(self, latents: list[Tensor], input_is_latent: bool, randomize_noise: bool) -> Any:
+            seen.append(float(self.conv1.conv.modulation.bias[0]))
+            return torch.zeros(1, 3, self.size, self.size), None
+
+    class Peer:
+        pass
+
+    Peer.Generator = Generator  # type: ignore[attr-defined]
+    step = StudyEvaluation(Peer, nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2)), 8, 2)
+    before = float(step.generator.conv1.conv.modulation.bias[0])
+    assert step.evaluate().shape == (1, 2)
+    assert seen == [pytest.approx(before + 1)]
+    assert float(step.generator.conv1.conv.modulation.bias[0]) == before
