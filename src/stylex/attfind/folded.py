@@ -169,7 +169,7 @@ class ChangedLayer:
         if not self._module.up:
             taps = (kernel * amount[:, :, None, None]).flatten(2).transpose(1, 2)  # [N, 9, O]
             flat = features.permute(0, 2, 3, 1).view(count, height * width, outputs)
-            flat.baddbmm_(patches, taps.to(features.dtype))
+            flat += torch.bmm(patches, taps.to(features.dtype))  # baddbmm has no fast way in bf16
             return
         taps = _phases(kernel * amount[:, :, None, None]).to(features.dtype)  # [N, 9, 2 · 2 · O]
         found = torch.bmm(patches, taps).view(count, height, width, 2, 2, outputs)

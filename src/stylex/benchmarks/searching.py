@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from stylex.attfind.batches import choose_batch
+from stylex.attfind.folded import FoldedSynthesis
 from stylex.attfind.sweep import rows_of, sweep_image
 from stylex.benchmarks.machine import Machine, convolution_peak, describe, interleaved
 from stylex.benchmarks.peers import StudyEvaluation, load_peer
@@ -116,7 +117,8 @@ def bench_attfind(
 
     One at a time: the whole synthesis for every change, a batch of one. In batches: the whole synthesis for
     the batch that the sweep uses. Sweep: of each layer one batch of changes is timed, and an image's time is
-    put together from its layers' numbers of batches and what the image takes before any change.
+    put together from its layers' numbers of batches, what each layer takes before its first batch, and what
+    the image takes before any layer.
 
     Args:
         sizes: which models; all but the shipped one have random weights.
@@ -221,8 +223,11 @@ def _measure(
         "batches": lambda: _whole(model, style.repeat(rows, 1)),
         "image": lambda: _sweep(model, space, style, batch_size, torch.zeros_like(layers[0].mask)),
     }
+    with torch.inference_mode():
+        folded = FoldedSynthesis(model.generator.synthesis, style, model.noise)
     for layer in layers:
         works[f"layer {layer.number}"] = _bound(model, space, style, batch_size, layer.mask)
+        works[f"layer {layer.number} prepared"] = _prepared(folded, layer.number)
     if theirs is not None:
         works["peer"] = theirs.evaluate
     seconds = interleaved(works, hardware, rounds, on_round)
@@ -230,9 +235,11 @@ def _measure(
     memory["sweep"] = max(_memory(works[f"layer {layer.number}"], hardware) for layer in layers)
     whole, behind = _flops(model, style, layers)
     changes = sum(layer.changes for layer in layers)
-    image = seconds["image"] + sum(
-        layer.batches * max(1e-9, seconds[f"layer {layer.number}"] - seconds["image"]) for layer in layers
-    )
+    image = seconds["image"]
+    for layer in layers:
+        once = seconds[f"layer {layer.number} prepared"]
+        batch = seconds[f"layer {layer.number}"] - seconds["image"] - once
+        image += once + layer.batches * max(1e-9, batch)
     rates = {
         "one at a time": (1 / seconds["one at a time"], whole),
         "batches": (rows / seconds["batches"], whole),
@@ -254,6 +261,10 @@ def _bound(
     model: Model, space: StyleSpace, style: Tensor, batch_size: int, mask: Tensor
 ) -> Callable[[], object]:
     return lambda: _sweep(model, space, style, batch_size, mask)
+
+
+def _prepared(folded: FoldedSynthesis, number: int) -> Callable[[], object]:
+    return torch.inference_mode()(lambda: folded.layer(number))
 
 
 @torch.inference_mode()
