@@ -1,6 +1,7 @@
 """What is explained: load any classifier, or train one."""
 
 from stylex.classifiers.classifier import Activation, Classifier
+from stylex.classifiers.distillation import Distillation, distil
 from stylex.classifiers.loading import load
 from stylex.classifiers.metrics import Scores
 from stylex.classifiers.training import ClassifierReport, TrainingProgress, evaluate, train
@@ -9,8 +10,10 @@ __all__ = [
     "Activation",
     "Classifier",
     "ClassifierReport",
+    "Distillation",
     "Scores",
     "TrainingProgress",
+    "distil",
     "evaluate",
     "load",
     "train",
