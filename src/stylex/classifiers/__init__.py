@@ -1,5 +1,6 @@
 """What is explained: load any classifier, or train one."""
 
+from stylex.classifiers.checking import Inspection, describe, inspect
 from stylex.classifiers.classifier import Activation, Classifier
 from stylex.classifiers.distillation import Distillation, distil
 from stylex.classifiers.loading import load
@@ -11,10 +12,13 @@ __all__ = [
     "Classifier",
     "ClassifierReport",
     "Distillation",
+    "Inspection",
     "Scores",
     "TrainingProgress",
+    "describe",
     "distil",
     "evaluate",
+    "inspect",
     "load",
     "train",
 ]

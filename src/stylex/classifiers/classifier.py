@@ -102,8 +102,8 @@ class Classifier(nn.Module):
                 f"a classifier takes images of 3 channels, in the order rgb or bgr, or of 1; not {channels} "
                 f"in the order {order}"
             )
-        mean = (0.5,) * channels if mean is None else tuple(mean)
-        std = (0.5,) * channels if std is None else tuple(std)
+        mean = _for_each(channels, (0.5,) if mean is None else mean)
+        std = _for_each(channels, (0.5,) if std is None else std)
         if len(mean) != channels or len(std) != channels or min(std) <= 0 or temperature <= 0:
             count = "three numbers" if channels == 3 else "one number"
             raise ClassifierError(f"mean and std are {count} each; std and temperature are greater than 0")
@@ -176,7 +176,7 @@ class Classifier(nn.Module):
         prepared = self._prepared(images)
         with self._precision(images):
             output = self.network(prepared)
-        return self._logits(output, len(images))
+        return self._logits(output, len(images), images.device)
 
     def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits [N, K] and intermediate maps [N, C, h, w], fine to coarse, from one pass.
@@ -195,7 +195,7 @@ class Classifier(nn.Module):
                 output, maps = run_with_taps(self.network, self.taps, prepared)
             else:
                 output, maps = self.network.forward_with_features(prepared)  # type: ignore[operator]
-        return self._logits(output, len(images)), maps
+        return self._logits(output, len(images), images.device), maps
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The maps of `forward_with_features`."""
@@ -326,11 +326,16 @@ class Classifier(nn.Module):
             return nullcontext()
         return torch.autocast(images.device.type, dtype=self.compute_dtype)
 
-    def _logits(self, output: object, count: int) -> Tensor:
+    def _logits(self, output: object, count: int, device: torch.device) -> Tensor:
         if not isinstance(output, Tensor):
             raise ClassifierError(
                 f"classifier '{self.architecture}' returned {type(output).__name__}, "
                 f"not a tensor of logits [N, K]"
+            )
+        if output.device.type != device.type:
+            raise ClassifierError(
+                f"classifier '{self.architecture}' sits on another device than the images: it answers on "
+                f"{output.device}, they are on {device}; give the module itself, which can be moved"
             )
         logits = output.float()
         if logits.ndim == 1 and self.single_logit:
@@ -344,3 +349,8 @@ class Classifier(nn.Module):
         if self.single_logit:
             logits = torch.cat((-0.5 * logits, 0.5 * logits), dim=1)
         return logits if self.temperature == 1.0 else logits / self.temperature
+
+
+def _for_each(channels: int, values: Sequence[float]) -> tuple[float, ...]:
+    """One number for each channel: as they are, or the same for all where there is one."""
+    return tuple(values) * channels if len(values) == 1 else tuple(values)

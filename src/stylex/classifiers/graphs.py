@@ -106,7 +106,7 @@ def from_torchscript(path: Path, hints: Hints) -> Classifier:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")  # that TorchScript gives way to torch.export
             module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             module.eval()
     except Exception as error:  # a damaged archive can fail in any way
@@ -173,7 +173,8 @@ def _check_sizes(path: Path) -> None:
             graphs = [json.loads(archive.read(name)) for name in archive.namelist() if name.endswith(".json")]
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise CheckpointError(f"{path}: not a whole program of torch.export ({_reason(error)})") from None
-    for text in _expressions(graphs):
+    for written in _expressions(graphs):
+        text = re.sub(r"'([suzf]+\d+)'", r"\1", written)  # the name of a symbol
         words = re.findall(r"[A-Za-z_]\w*", text)
         if not HARMLESS.fullmatch(text) or not all(SIZE_WORDS.fullmatch(word) for word in words):
             raise CheckpointError(

@@ -103,7 +103,7 @@ class Hints:
             return found
         low, high = self.range
         width = high - low
-        count = len(self.mean or self.std or (0.0,) * (self.channels or 3))
+        count = len(self.mean or self.std or (0.0,))
         mean, std = self.mean or (0.0,) * count, self.std or (1.0,) * count
         found["mean"] = tuple((value - low) / width for value in mean)
         found["std"] = tuple(value / width for value in std)

@@ -19,6 +19,7 @@ from stylex.cli import (
     classifier,
     data,
     demo,
+    doctor,
     evaluate,
     explain,
     factors,
@@ -68,6 +69,7 @@ app.command("attfind")(attfind.attfind)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
+app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 
 
