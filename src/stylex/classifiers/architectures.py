@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, get_model, list_models
 
+from stylex.classifiers.mobilenet_v1 import MobileNetV1
 from stylex.errors import ClassifierError
 
 SMALL_CNN_WIDTHS = (32, 64, 128, 128)
@@ -100,14 +101,25 @@ def default_options(architecture: str, input_size: int) -> dict[str, Any]:
     return {}
 
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"small_cnn": SmallCNN, "mobilenet_v2": MobileNet}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "small_cnn": SmallCNN,
+    "mobilenet_v2": MobileNet,
+    "mobilenet_v1": MobileNetV1,
+}
 """Name → builder, called with the number of classes and the architecture's options."""
 
 
 TORCHVISION, TIMM, TRANSFORMERS = "torchvision:", "timm:", "transformers:"
 """Before a name, these mean the model of that name in the package, unchanged."""
 
-EXTRAS = {"timm": "timm", "transformers": "hf", "onnx": "onnx", "onnx2torch": "onnx", "onnxruntime": "onnx"}
+EXTRAS = {
+    "timm": "timm",
+    "transformers": "hf",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnx2torch": "onnx",
+    "onnxruntime": "onnx",
+}
 """Package → the extra of ours that brings it."""
 
 

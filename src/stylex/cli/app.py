@@ -17,6 +17,7 @@ from stylex.cli import (
     attfind,
     bench,
     classifier,
+    convert,
     data,
     demo,
     doctor,
@@ -69,6 +70,7 @@ app.command("attfind")(attfind.attfind)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
+app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 

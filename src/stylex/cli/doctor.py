@@ -124,7 +124,8 @@ def _settings(found: dict[str, Any]) -> list[str]:
         f"classifier: {found['architecture']}",
         f"classes: {shown} ({kind})",
         f"input: {size}, {colour}; black becomes {_numbers(found['black'])}, "
-        f"white {_numbers(found['white'])} (mean {_numbers(found['mean'])}, std {_numbers(found['std'])} on the 0:1 scale)",
+        f"white {_numbers(found['white'])} "
+        f"(mean {_numbers(found['mean'])}, std {_numbers(found['std'])} on the 0:1 scale)",
         f"gradients: {_yes(found['gradients'])}; features for the loss: {_yes(found['features'])}; "
         f"kept within a run: {_yes(found['travels_with_a_run'])}",
     ]
