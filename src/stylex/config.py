@@ -17,6 +17,7 @@ StepKind = Literal["encode", "sample", "swap"]
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Field(min_length=2)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -52,6 +53,12 @@ class NetworkSettings(Settings):
     encoder_components_deviation: Positive = Field(
         0.4, description="standard deviation of each component over the training images"
     )
+    channels_each: Widths = Field(
+        None,
+        description="the generator's channels at 4, 8, … pixels, in place of channel_base and channel_max",
+    )
+    encoder_channels_each: Widths = Field(None, description="as channels_each, of the encoder")
+    discriminator_channels_each: Widths = Field(None, description="as channels_each, of the discriminator")
     condition: Literal["probabilities", "logits", "none"] = "probabilities"
     discriminator: Literal["plain", "classes", "real+classes"] = Field(
         "classes", description="one score; Σ cₖDₖ(x); or D₀(x) + Σ cₖDₖ(x)"
@@ -64,16 +71,39 @@ class NetworkSettings(Settings):
 
     def channels(self, resolution: int) -> dict[int, int]:
         """Feature channels of the generator at every resolution from 4 to `resolution`."""
-        return _channels(resolution, self.channel_base, self.channel_max)
+        return _each(self.channels_each, resolution) or _channels(
+            resolution, self.channel_base, self.channel_max
+        )
 
     def encoder_channels(self, resolution: int) -> dict[int, int]:
         """Feature channels of the encoder at every resolution from 4 to `resolution`."""
         base = self.encoder_channel_base or self.channel_base
-        return _channels(resolution, base, self.encoder_channel_max or self.channel_max)
+        return _each(self.encoder_channels_each, resolution) or _channels(
+            resolution, base, self.encoder_channel_max or self.channel_max
+        )
 
     def discriminator_channels(self, resolution: int) -> dict[int, int]:
         """Feature channels of the discriminator at every resolution from 4 to `resolution`."""
-        return _channels(resolution, self.discriminator_channel_base or self.channel_base, self.channel_max)
+        base = self.discriminator_channel_base or self.channel_base
+        return _each(self.discriminator_channels_each, resolution) or _channels(
+            resolution, base, self.channel_max
+        )
+
+
+def _each(widths: tuple[int, ...] | None, resolution: int) -> dict[int, int]:
+    """Widths that were said, by resolution; {} where none were.
+
+    Raises:
+        ConfigError: there are not as many as resolutions.
+    """
+    if widths is None:
+        return {}
+    sizes = [4 << power for power in range(resolution.bit_length() - 2)]
+    if len(widths) != len(sizes):
+        raise ConfigError(
+            f"{len(widths)} widths are given for the {len(sizes)} resolutions from 4 to {resolution}"
+        )
+    return dict(zip(sizes, widths, strict=True))
 
 
 def _channels(resolution: int, base: int, maximum: int) -> dict[int, int]:

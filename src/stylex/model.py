@@ -142,11 +142,18 @@ def load_model(run: Run, hardware: Hardware) -> Model:
     if not run.model_file.exists():
         raise RunError(f"{run.path}: no trained model yet; 'stylex train' writes it")
     source: str | Path = run.classifier_file if run.classifier_file.exists() else run.config.classifier
-    return read_model(run.model_file, classifiers.load(source), hardware)
+    student = classifiers.load(run.student_file) if run.student_file.exists() else None
+    return read_model(run.model_file, classifiers.load(source), hardware, trained_around=student)
 
 
-def read_model(file: Path, classifier: Classifier, hardware: Hardware) -> Model:
-    """The model in a file that training or `stylex convert` wrote; errors as for `load_model`."""
+def read_model(
+    file: Path, classifier: Classifier, hardware: Hardware, *, trained_around: Classifier | None = None
+) -> Model:
+    """The model in a file that training or `stylex convert` wrote; errors as for `load_model`.
+
+    `trained_around` is the student that stood in for a classifier without gradients. A file without a
+    discriminator gives a model without one.
+    """
     tensors, header = read_tensors(file)
     if not {"config", "class_names"} <= set(header):
         raise CheckpointError(f"{file}: no model; 'stylex train' writes one")
@@ -156,12 +163,14 @@ def read_model(file: Path, classifier: Classifier, hardware: Hardware) -> Model:
             f"{file}: trained for the classes {', '.join(header['class_names'])}, "
             f"the classifier has {', '.join(classifier.class_names)}"
         )
-    if header.get("classifier") not in (None, classifier.fingerprint):
+    if header.get("classifier") not in (None, (trained_around or classifier).fingerprint):
         raise CheckpointError(f"{file}: trained around another classifier of the same classes; give that one")
     networks = build(config.recipe, config.resolution, classifier.classes)
     for name, part in networks.parts().items():
         prefix = f"{name}/"
         found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if name == "discriminator" and not found:
+            continue
         try:
             part.load_state_dict(found)
         except RuntimeError as error:
@@ -174,7 +183,7 @@ def read_model(file: Path, classifier: Classifier, hardware: Hardware) -> Model:
         networks.generator,
         networks.encoder,
         networks.mapping,
-        networks.discriminator,
+        networks.discriminator if any(key.startswith("discriminator/") for key in tensors) else None,
         classifier,
         config.recipe,
         hardware,

@@ -313,6 +313,11 @@ class Run:
         return self.path / "judge.safetensors"
 
     @property
+    def student_file(self) -> Path:
+        """What the generator was trained around where the classifier itself gives no gradients."""
+        return self.path / "student.safetensors"
+
+    @property
     def classifier_file(self) -> Path:
         return self.path / "classifier.safetensors"
 

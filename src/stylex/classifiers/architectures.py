@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2, get_model, list_models
 
 from stylex import fused
+from stylex.classifiers.mobilenet_v1 import MobileNetV1
 from stylex.errors import ClassifierError
 
 SMALL_CNN_WIDTHS = (32, 64, 128, 128)
@@ -112,18 +114,60 @@ def default_options(architecture: str, input_size: int) -> dict[str, Any]:
     return {}
 
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"small_cnn": SmallCNN, "mobilenet_v2": MobileNet}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "small_cnn": SmallCNN,
+    "mobilenet_v2": MobileNet,
+    "mobilenet_v1": MobileNetV1,
+}
 """Name → builder, called with the number of classes and the architecture's options."""
 
 
-TORCHVISION = "torchvision:"
-"""Before a name, this means torchvision's model of that name, unchanged."""
+TORCHVISION, TIMM, TRANSFORMERS = "torchvision:", "timm:", "transformers:"
+"""Before a name, these mean the model of that name in the package, unchanged."""
+
+EXTRAS = {
+    "timm": "timm",
+    "transformers": "hf",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnx2torch": "onnx",
+    "onnxruntime": "onnx",
+}
+"""Package → the extra of ours that brings it."""
+
+
+def import_extra(package: str, wanted_by: str) -> Any:
+    """A package that not everybody needs.
+
+    Raises:
+        ClassifierError: it is not installed; says how to get it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ClassifierError(
+            f"{wanted_by} needs the package {package}: pip install 'stylex[{EXTRAS[package]}]' ({error})"
+        ) from None
 
 
 def can_build(architecture: str) -> bool:
     """Whether `build` knows the name."""
+    if architecture.startswith((TIMM, TRANSFORMERS)):
+        return True
     name = architecture.removeprefix(TORCHVISION)
     return architecture in ARCHITECTURES or (name != architecture and name in torchvision_names())
+
+
+class Logits(nn.Module):
+    """A network of transformers, whose answer is an object, as one that returns logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.model(pixel_values=images).logits
+        return found
 
 
 def torchvision_names() -> list[str]:
@@ -140,9 +184,19 @@ def build(architecture: str, classes: int, options: Mapping[str, Any]) -> nn.Mod
     if not can_build(architecture):
         raise ClassifierError(
             f"architecture '{architecture}' is unknown; "
-            f"choose from {', '.join(ARCHITECTURES)}, or {TORCHVISION}NAME"
+            f"choose from {', '.join(ARCHITECTURES)}, {TORCHVISION}NAME or {TIMM}NAME"
         )
     try:
+        if architecture.startswith(TIMM):
+            timm = import_extra("timm", architecture)
+            name = architecture.removeprefix(TIMM)
+            made: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **options)
+            return made
+        if architecture.startswith(TRANSFORMERS):
+            transformers = import_extra("transformers", architecture)
+            kind = architecture.removeprefix(TRANSFORMERS)
+            config = transformers.AutoConfig.for_model(kind, **options)
+            return Logits(transformers.AutoModelForImageClassification.from_config(config))
         if architecture in ARCHITECTURES:
             return ARCHITECTURES[architecture](classes, **options)
         network = get_model(
@@ -150,7 +204,7 @@ def build(architecture: str, classes: int, options: Mapping[str, Any]) -> nn.Mod
         )
         assert isinstance(network, nn.Module)
         return network
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError, RuntimeError, KeyError) as error:
         raise ClassifierError(
             f"{architecture}: cannot be built with options {dict(options)} ({error})"
         ) from None

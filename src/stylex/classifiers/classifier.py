@@ -13,10 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylex.classifiers.architectures import ARCHITECTURES, TORCHVISION, can_build
+from stylex.classifiers.taps import find_taps, run_with_taps
 from stylex.errors import ClassifierError
 from stylex.run import checksum, write_tensors
 
 Activation = Literal["softmax", "sigmoid"]
+Order = Literal["rgb", "bgr"]
+
+LUMA = (0.299, 0.587, 0.114)
+"""Share of red, green and blue in grey (ITU-R BT.601, as in Pillow's conversion to "L")."""
+
+DATA_IMAGES = 8
+"""From so many images on, what a classifier answers on them says something of its outputs."""
+
+CONSTANT = 1e-6
+"""Logits that differ by less are the same."""
 
 KIND = "classifier"
 """What a file of ours says that it holds."""
@@ -25,16 +36,20 @@ KIND = "classifier"
 class Classifier(nn.Module):
     """Images [N, 3, H, W] in [-1, 1] → logits [N, K], in float32 whatever the network computes in.
 
-    Images of another size than `input_size` are resized (bilinear, antialiased), then normalised as
-    ((x + 1) / 2 − mean) / std. Gradients reach the images also when the weights are frozen. With
-    `compute_dtype` bf16 the network runs under autocast; with float32 an autocast around it is respected.
+    Images of another size than `input_size` are resized (bilinear, antialiased), made grey or reordered
+    where the network wants that, then normalised as ((x + 1) / 2 − mean) / std. Gradients reach the images
+    also when the weights are frozen. With `compute_dtype` bf16 the network runs under autocast; with float32
+    an autocast around it is respected.
 
     Args:
         network: normalised images → logits [N, K], or [N, 1] or [N] if `single_logit`. If it has a method
             `forward_with_features` → (logits, list of maps), its features are exposed.
         class_names: K names; for a single logit also the one name of the class that the logit speaks for.
         input_size: pixels along a side; None takes images as they come.
-        mean, std: of the three channels, on the [0, 1] scale; 0.5 and 0.5 leave images in [-1, 1].
+        mean, std: of each channel in the network's order, on the [0, 1] scale; 0.5 and 0.5 leave images in
+            [-1, 1].
+        channels: 3, or 1 for a network that takes grey images.
+        order: of the channels that the network takes.
         activation: "softmax" for classes that exclude each other, "sigmoid" for labels that do not.
         single_logit: the network gives one logit z, which counts as the two logits [-z/2, z/2].
         temperature: logits are divided by it (Guo et al. 2017).
@@ -52,8 +67,10 @@ class Classifier(nn.Module):
         *,
         class_names: Sequence[str],
         input_size: int | None,
-        mean: Sequence[float] = (0.5, 0.5, 0.5),
-        std: Sequence[float] = (0.5, 0.5, 0.5),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channels: int = 3,
+        order: Order = "rgb",
         activation: Activation = "softmax",
         single_logit: bool = False,
         temperature: float = 1.0,
@@ -80,17 +97,25 @@ class Classifier(nn.Module):
             raise ClassifierError(f"class names must differ, got {', '.join(names)}")
         if activation not in ("softmax", "sigmoid"):
             raise ClassifierError(f"activation is '{activation}'; choose softmax or sigmoid")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or temperature <= 0:
+        if channels not in (1, 3) or order not in ("rgb", "bgr"):
             raise ClassifierError(
-                "mean and std are three numbers each; std and temperature are greater than 0"
+                f"a classifier takes images of 3 channels, in the order rgb or bgr, or of 1; not {channels} "
+                f"in the order {order}"
             )
+        mean = _for_each(channels, (0.5,) if mean is None else mean)
+        std = _for_each(channels, (0.5,) if std is None else std)
+        if len(mean) != channels or len(std) != channels or min(std) <= 0 or temperature <= 0:
+            count = "three numbers" if channels == 3 else "one number"
+            raise ClassifierError(f"mean and std are {count} each; std and temperature are greater than 0")
         if input_size is not None and input_size < 1:
             raise ClassifierError(f"input_size is {input_size}; give the pixels along a side, such as 224")
         self.network = network
         self.class_names = names
         self.input_size = input_size
-        self.mean = (float(mean[0]), float(mean[1]), float(mean[2]))
-        self.std = (float(std[0]), float(std[1]), float(std[2]))
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.channels = channels
+        self.order: Order = order
         self.activation: Activation = activation
         self.single_logit = single_logit
         self.temperature = float(temperature)
@@ -100,6 +125,10 @@ class Classifier(nn.Module):
         self.data_fingerprint = data_fingerprint
         self.compute_dtype = torch.float32
         self.frozen = False
+        self.trusted = False  # whether somebody said that it returns logits, or probabilities
+        self.taps = (
+            () if hasattr(network, "forward_with_features") else find_taps(network, channels, input_size)
+        )
         centre, spread = torch.tensor(self.mean), torch.tensor(self.std)
         self.scale: Tensor
         self.shift: Tensor
@@ -120,11 +149,19 @@ class Classifier(nn.Module):
     @property
     def exposes_features(self) -> bool:
         """Whether `features` can be called."""
-        return hasattr(self.network, "forward_with_features")
+        return bool(self.taps) or hasattr(self.network, "forward_with_features")
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients reach the images; not through an endpoint or a runtime without gradients."""
+        return bool(getattr(self.network, "differentiable", True))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights; of the name, for a function that has none."""
+        """SHA-256 of the weights, or of the file; of the name, for a function that has none."""
+        told = getattr(self.network, "fingerprint", None)
+        if isinstance(told, str):
+            return told
         weights = self.network.state_dict()
         if not weights:
             return hashlib.sha256(str(self.network).encode()).hexdigest()
@@ -139,7 +176,7 @@ class Classifier(nn.Module):
         prepared = self._prepared(images)
         with self._precision(images):
             output = self.network(prepared)
-        return self._logits(output, len(images))
+        return self._logits(output, len(images), images.device)
 
     def forward_with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits [N, K] and intermediate maps [N, C, h, w], fine to coarse, from one pass.
@@ -154,8 +191,11 @@ class Classifier(nn.Module):
             )
         prepared = self._prepared(images)
         with self._precision(images):
-            output, maps = self.network.forward_with_features(prepared)  # type: ignore[operator]
-        return self._logits(output, len(images)), maps
+            if self.taps:
+                output, maps = run_with_taps(self.network, self.taps, prepared)
+            else:
+                output, maps = self.network.forward_with_features(prepared)  # type: ignore[operator]
+        return self._logits(output, len(images), images.device), maps
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The maps of `forward_with_features`."""
@@ -168,10 +208,13 @@ class Classifier(nn.Module):
     def check(self, images: Tensor) -> Tensor:
         """Run on images and look at what comes out, before anything is built on it; returns the logits.
 
+        Eight images or more are taken for data: they must not all get the same answer.
+
         Raises:
-            ClassifierError: the classifier fails on them, or gives another shape than [N, K], NaN, infinity
-                or probabilities.
+            ClassifierError: the classifier fails on them, gives another shape than [N, K], NaN, infinity or
+                probabilities, or is constant.
         """
+        name = f"classifier '{self.architecture}'"
         try:
             with torch.no_grad():
                 logits: Tensor = self(images)
@@ -179,23 +222,47 @@ class Classifier(nn.Module):
             raise
         except Exception as error:  # whatever code a user's network runs
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            advice = "look at its input size and channels"
+            if "device" in reason or "meta" in reason:
+                advice = (
+                    f"it sits on another device than the images ({images.device}); give the module itself"
+                )
             raise ClassifierError(
-                f"classifier '{self.architecture}' failed on images {list(images.shape)} ({reason}); "
-                f"look at its input size and channels"
+                f"{name} failed on images {list(images.shape)} ({reason}); {advice}"
             ) from error
         bad = int((~torch.isfinite(logits)).any(dim=1).sum())
         if bad:
             raise ClassifierError(
-                f"classifier '{self.architecture}' gives NaN or infinity on {bad} of {len(images)} images; "
+                f"{name} gives NaN or infinity on {bad} of {len(images)} images; "
                 f"look at its weights and normalisation"
             )
+        if not self.trusted:
+            self._check_logits(name, logits)
+        if len(images) >= DATA_IMAGES and not bool((images != images[:1]).any()):
+            return logits  # equal images get equal answers
+        if len(images) >= DATA_IMAGES and bool((logits.amax(dim=0) - logits.amin(dim=0)).max() < CONSTANT):
+            raise ClassifierError(
+                f"{name} is constant on the data: the same answer for all of {len(images)} images; "
+                f"look at its weights, value range and normalisation with 'stylex doctor'"
+            )
+        return logits
+
+    def _check_logits(self, name: str, logits: Tensor) -> None:
+        """Raise ClassifierError where numbers look like probabilities."""
         sums = logits.sum(dim=1)
         if bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
             raise ClassifierError(
-                f"classifier '{self.architecture}' gives probabilities (none negative, sum 1 an image) "
-                f"where logits are expected; say outputs='probabilities'"
+                f"{name} gives probabilities (none negative, sum 1 an image) where logits are expected; "
+                f"say outputs=probabilities"
             )
-        return logits
+        numbers = 2 * logits[:, 1:] * self.temperature if self.single_logit else logits
+        labels = self.single_logit or self.activation == "sigmoid"
+        if labels and len(logits) >= DATA_IMAGES and bool(((numbers >= 0) & (numbers <= 1)).all()):
+            raise ClassifierError(
+                f"{name} gives numbers from {float(numbers.min()):.2f} to {float(numbers.max()):.2f} on "
+                f"{len(logits)} images, which look like probabilities; say outputs=probabilities, or "
+                f"outputs=logits if they are logits"
+            )
 
     def freeze(self) -> Self:
         """Evaluation mode for good, weights without gradients; gradients still flow to images."""
@@ -228,6 +295,8 @@ class Classifier(nn.Module):
             "input_size": self.input_size,
             "mean": list(self.mean),
             "std": list(self.std),
+            "channels": self.channels,
+            "order": self.order,
             "activation": self.activation,
             "single_logit": self.single_logit,
             "temperature": self.temperature,
@@ -243,18 +312,30 @@ class Classifier(nn.Module):
         size = self.input_size
         if size is not None and pixels.shape[2:] != (size, size):
             pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        if self.channels == 1:
+            red, green, blue = LUMA
+            pixels = red * pixels[:, :1] + green * pixels[:, 1:2] + blue * pixels[:, 2:]
+        elif self.order == "bgr":
+            pixels = pixels.flip(1)
         return torch.addcmul(self.shift, pixels, self.scale)
 
     def _precision(self, images: Tensor) -> AbstractContextManager[object]:
+        if getattr(self.network, "full_precision", False):  # a graph that knows nothing of other formats
+            return torch.autocast(images.device.type, enabled=False)
         if self.compute_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(images.device.type, dtype=self.compute_dtype)
 
-    def _logits(self, output: object, count: int) -> Tensor:
+    def _logits(self, output: object, count: int, device: torch.device) -> Tensor:
         if not isinstance(output, Tensor):
             raise ClassifierError(
                 f"classifier '{self.architecture}' returned {type(output).__name__}, "
                 f"not a tensor of logits [N, K]"
+            )
+        if output.device.type != device.type:
+            raise ClassifierError(
+                f"classifier '{self.architecture}' sits on another device than the images: it answers on "
+                f"{output.device}, they are on {device}; give the module itself, which can be moved"
             )
         logits = output.float()
         if logits.ndim == 1 and self.single_logit:
@@ -268,3 +349,8 @@ class Classifier(nn.Module):
         if self.single_logit:
             logits = torch.cat((-0.5 * logits, 0.5 * logits), dim=1)
         return logits if self.temperature == 1.0 else logits / self.temperature
+
+
+def _for_each(channels: int, values: Sequence[float]) -> tuple[float, ...]:
+    """One number for each channel: as they are, or the same for all where there is one."""
+    return tuple(values) * channels if len(values) == 1 else tuple(values)

@@ -7,26 +7,26 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stylex.classifiers.architectures import build
 from stylex.classifiers.classifier import KIND, Activation, Classifier
+from stylex.classifiers.options import Hints
 from stylex.errors import CheckpointError, ClassifierError
 from stylex.run import read_tensors
-
-Outputs = Literal["logits", "probabilities"]
 
 FIELDS = (
     "class_names",
     "input_size",
     "mean",
     "std",
+    "channels",
+    "order",
     "activation",
     "single_logit",
     "temperature",
@@ -37,26 +37,11 @@ FIELDS = (
 )
 """Entries of a file's header that go to the constructor as they are."""
 
+EARLIER = {"channels": 3, "order": "rgb"}
+"""What a file without an entry means: those were not written before."""
+
 PROBE_SIZES = (64, 224)
 """Sizes at which a network that names none is tried."""
-
-
-@dataclass(frozen=True)
-class Hints:
-    """What the caller says of a classifier; None leaves it to the source. What is said wins."""
-
-    class_names: tuple[str, ...] | None = None
-    input_size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    activation: Activation | None = None
-    outputs: Outputs = "logits"
-    weights: Path | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The constructor's arguments among the hints that are not None."""
-        names = ("class_names", "input_size", "mean", "std", "activation")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def from_file(path: Path, hints: Hints) -> Classifier:
@@ -70,7 +55,8 @@ def from_file(path: Path, hints: Hints) -> Classifier:
     try:
         classes = 1 if header["single_logit"] else len(header["class_names"])
         network = build(header["architecture"], classes, header["options"])
-        classifier = Classifier(network, **{**{name: header[name] for name in FIELDS}, **hints.given()})
+        written = {name: header[name] for name in FIELDS if name in header or name not in EARLIER}
+        classifier = Classifier(network, **{**EARLIER, **written, **hints.given()})
         network.load_state_dict(tensors)
     except ClassifierError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -103,7 +89,8 @@ class Function(nn.Module):
 class FromProbabilities(nn.Module):
     """Probabilities to logits: ln p for classes that exclude each other, ln p − ln(1 − p) for others.
 
-    Probabilities are kept 1e-7 away from 0 and 1, so that logits and their gradients stay finite.
+    Probabilities are kept 1e-7 away from 0 and 1, so that logits and their gradients stay finite. NaN passes
+    (`Classifier.check` names it); numbers that can be no probabilities raise ClassifierError.
     """
 
     def __init__(self, network: nn.Module, activation: Activation) -> None:
@@ -111,13 +98,26 @@ class FromProbabilities(nn.Module):
         self.network = network
         self.activation = activation
 
+        self.differentiable = bool(getattr(network, "differentiable", True))
+        self.fingerprint = getattr(network, "fingerprint", None)
+
     def forward(self, images: Tensor) -> Any:
         output = self.network(images)
         if not isinstance(output, Tensor):
             return output
+        if not torch.is_grad_enabled() and output.numel() and _outside(output):
+            raise ClassifierError(
+                f"probabilities were promised, but values go from {float(output.min()):.3g} to "
+                f"{float(output.max()):.3g}; say outputs=logits, or leave it out"
+            )
         shares = output.float().clamp(1e-7, 1 - 1e-7)
         exclusive = self.activation == "softmax" and shares.ndim == 2 and shares.shape[1] > 1
         return shares.log() if exclusive else torch.logit(shares)
+
+
+def _outside(values: Tensor) -> bool:
+    """Whether some finite value can be no probability."""
+    return bool(((values < -1e-3) | (values > 1.001)).any())
 
 
 def from_python(network: nn.Module | Callable[[Tensor], Any], hints: Hints) -> Classifier:
@@ -128,13 +128,28 @@ def from_python(network: nn.Module | Callable[[Tensor], Any], hints: Hints) -> C
     """
     name = name_of(network)
     module = (network if isinstance(network, nn.Module) else Function(network)).eval()
-    activation = hints.activation or "softmax"
+    return wrapped(module, name, hints)
+
+
+def wrapped(module: nn.Module, name: str, hints: Hints, **known: Any) -> Classifier:
+    """A network as a classifier; what neither the hints nor `known` tell is found by running it.
+
+    Args:
+        module: images [N, C, H, W] → logits or probabilities [N, K], [N, 1] or [N].
+        name: for messages, and the classifier's architecture unless `known` has one.
+        hints: what the user said; it wins over `known`.
+        known: arguments of `Classifier` that the source tells.
+    """
+    told = {"architecture": name, **known, **hints.given()}
     if hints.outputs == "probabilities":
-        module = FromProbabilities(module, activation)
-    columns, size, device = _probe(module, name, hints.input_size)
-    names = hints.class_names or tuple(f"class {index}" for index in range(max(columns, 2)))
-    settings = {"input_size": size, "class_names": names, **hints.given()}
-    return Classifier(module, single_logit=columns == 1, architecture=name, **settings).to(device)
+        module = FromProbabilities(module, told.get("activation", "softmax"))
+        told["architecture"] = f"probabilities of {name}"  # which no file of ours can hold
+    columns, size, channels, device = _probe(module, name, told.get("input_size"), told.get("channels"))
+    told |= {"input_size": size, "channels": channels, "single_logit": columns == 1}
+    names = told.get("class_names")
+    if names is None or (hints.class_names is None and len(names) not in (columns, max(columns, 2))):
+        told["class_names"] = tuple(f"class {index}" for index in range(max(columns, 2)))
+    return Classifier(module, **told).to(device)
 
 
 def from_factory(path: str, hints: Hints) -> Classifier:
@@ -169,27 +184,36 @@ def name_of(network: object) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _probe(network: nn.Module, name: str, input_size: int | None) -> tuple[int, int | None, torch.device]:
-    """Number of columns that a network returns, the size it insists on, and the device it is on."""
+def _probe(
+    network: nn.Module, name: str, input_size: int | None, channels: int | None
+) -> tuple[int, int | None, int, torch.device]:
+    """Number of columns that a network returns, size and channels that it insists on, and its device."""
     tensor = next(chain(network.parameters(), network.buffers()), None)
     device = tensor.device if tensor is not None else torch.device("cpu")
+    sizes = (input_size,) if input_size else PROBE_SIZES
     reason = ""
-    for size in (input_size,) if input_size else PROBE_SIZES:
-        try:
-            with torch.no_grad():
-                output = network(torch.zeros(2, 3, size, size, device=device))
-        except Exception as error:  # whatever the user's code raises
-            reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
-            continue
-        if not isinstance(output, Tensor) or output.ndim not in (1, 2) or len(output) != 2:
-            found = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ClassifierError(
-                f"classifier '{name}' returned {found} for 2 images, expected logits [2, K]"
-            )
-        columns = 1 if output.ndim == 1 else output.shape[1]
-        return columns, input_size if size == PROBE_SIZES[0] else size, device
-    tried = f"{input_size} px" if input_size else " and ".join(f"{size} px" for size in PROBE_SIZES)
-    raise ClassifierError(f"classifier '{name}' fails on images of {tried} ({reason}); give its input_size")
+    for count in (channels,) if channels else (3, 1):
+        for size in sizes:
+            try:
+                with torch.no_grad():
+                    output = network(torch.zeros(2, count, size, size, device=device))
+            except ClassifierError:
+                raise
+            except Exception as error:  # whatever the user's code raises
+                reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
+                continue
+            if not isinstance(output, Tensor) or output.ndim not in (1, 2) or len(output) != 2:
+                found = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+                raise ClassifierError(
+                    f"classifier '{name}' returned {found} for 2 images, expected logits [2, K]"
+                )
+            columns = 1 if output.ndim == 1 else output.shape[1]
+            return columns, input_size if size == PROBE_SIZES[0] else size, count, device
+    tried = " and ".join(f"{size} px" for size in sizes)
+    of = f"{channels} channels and " if channels else ""
+    raise ClassifierError(
+        f"classifier '{name}' fails on images of {of}{tried} ({reason}); give its input_size"
+    )
 
 
 @contextmanager

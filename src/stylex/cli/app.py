@@ -19,9 +19,11 @@ from stylex.cli import (
     bench,
     classifier,
     compare,
+    convert,
     counterfactuals,
     data,
     demo,
+    doctor,
     evaluate,
     explain,
     factors,
@@ -76,6 +78,8 @@ app.command("counterfactuals")(counterfactuals.counterfactuals)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.command("reproduce")(reproduce.reproduce)
+app.command("convert")(convert.convert)
+app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 
 

@@ -18,24 +18,30 @@ from stylex.cli.output import (
     Threads,
     hardware_of_all,
     note,
+    progress,
     result,
 )
-from stylex.config import Recipe, RunConfig, differences, load_named, load_recipe, override, validate
+from stylex.config import Recipe, RunConfig, changed, differences, load_named, load_recipe, override, validate
 from stylex.errors import ConfigError, DataError, RunError, Stopped
 from stylex.hardware import Hardware
 from stylex.parallel import World
 from stylex.run import Run
 
 if TYPE_CHECKING:
+    from stylex.data import Dataset
     from stylex.training.loop import TrainingResult
     from stylex.training.setup import Request
+
+CHECKED = 64
+"""Training images on which the classifier is looked at before training begins."""
 
 
 def train(
     out: Annotated[Path, typer.Option("--out", help="Run directory; an existing run is continued.")],
     data: Annotated[str | None, typer.Option(help="Folder, CSV or fashion-mnist[:PATH].")] = None,
     classifier: Annotated[
-        str | None, typer.Option(help="File of 'stylex classifier train', or another source.")
+        str | None,
+        typer.Option(help="File, folder, URL or name (docs/bring-your-own.md); options behind a #."),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="fast (default), stylex, study, vdv, stylegan2, or a YAML file.")
@@ -103,7 +109,8 @@ def train(
             if request is not None:
                 config = _planned(config, request, explained, chosen, budget, world)
             if dry_run:
-                _estimate(out, run, config, data or config.data, explained, chosen, as_json)
+                around = _stand_in(explained, config, data or config.data)
+                _estimate(out, run, config, data or config.data, around, chosen, as_json)
                 return
             done = _train(out, config, run, request, data, explained, chosen, world)
     except Stopped as stopped:
@@ -129,7 +136,8 @@ def _planned(
 
     if world.first:
         source = preview(config.data, group=config.group)
-        planned = plan(config, source, explained, chosen, fixed=request.fixed(), budget_s=budget)
+        around = _stand_in(explained, config, config.data)
+        planned = plan(config, source, around, chosen, fixed=request.fixed(), budget_s=budget)
         config = planned.config
         for reason in planned.reasons:
             note(f"chosen: {reason}")
@@ -161,23 +169,59 @@ def _train(
         dataset = load_dataset(source, size=config.resolution, group=config.group, labelled=False)
     if not len(dataset.training):
         raise DataError(f"{source}: none of its images is one to train on; add images")
-    explained.check(dataset.training.batch(slice(0, 8)))
+    count = len(dataset.training)
+    explained.check(dataset.training.batch(range(0, count, max(1, count // CHECKED))))
     if run is not None and data is not None:
         _same_data(run, data, dataset.fingerprint)
     if run is None and world.first:
-        run = create_run(out, config, dataset, explained, chosen, None if request is None else request.origin)
+        student = None if explained.differentiable else _student(explained, dataset, chosen)
+        origin = None if request is None else request.origin
+        run = create_run(out, config, dataset, explained, chosen, origin, student)
     world.wait()  # until the run is there
     run = run or Run.open(out)
+    around = explained
+    if not explained.differentiable:
+        around = classifiers.load(run.student_file)
+        note(f"training around the student {run.student_file}; the other stages ask the classifier itself")
     if world.first and explained.can_be_saved and not run.classifier_file.exists():
         explained.save(run.classifier_file)
     watched = _watched(dataset)
     if not world.first:
-        return training.train(run, dataset.training, explained, chosen, watch=watched, world=world)
+        return training.train(run, dataset.training, around, chosen, watch=watched, world=world)
     about = f"{config.recipe.name}, {config.resolution} px, {chosen.precision} on {chosen.device}"
     with TrainingView(run, about) as view:
         return training.train(
-            run, dataset.training, explained, chosen, watch=watched, on_progress=view.update, world=world
+            run, dataset.training, around, chosen, watch=watched, on_progress=view.update, world=world
         )
+
+
+def _student(explained: Classifier, dataset: Dataset, chosen: Hardware) -> Classifier:
+    """A network that stands in for a classifier without gradients; says how well it does."""
+    note(f"{explained.architecture} gives no gradients: a student is distilled from it to train around")
+    with progress() as display:
+        task = display.add_task("distilling a student", total=None)
+        student, found = classifiers.distil(
+            explained,
+            dataset.training,
+            dataset.discovery,
+            seed=0,
+            hardware=chosen,
+            on_progress=lambda done, total: display.update(task, completed=done, total=total),
+        )
+    note(f"the student agrees with it on {found.agreement:.1%} of {found.held_out} held-out images")
+    if found.warning is not None:
+        note(f"warning: {found.warning}")
+    return student
+
+
+def _stand_in(explained: Classifier, config: RunConfig, data: str) -> Classifier:
+    """What to time steps with: the classifier, or an untrained student of one without gradients."""
+    from stylex.classifiers.distillation import untrained
+    from stylex.data import preview
+
+    if explained.differentiable:
+        return explained
+    return untrained(explained, preview(data, group=config.group).sample(config.resolution, 16)).freeze()
 
 
 def _report(out: Path, done: TrainingResult, as_json: bool) -> None:
@@ -240,6 +284,9 @@ def _same_settings(
     wanted: Recipe = config.recipe
     if recipe is not None:
         wanted = load_recipe(recipe, assignments)
+        key = "loss.perceptual_network"
+        if not any(assignment.startswith(f"{key}=") for assignment in assignments):
+            wanted = changed(wanted, {key: config.recipe.loss.perceptual_network})  # may have been chosen
         if chosen:
             wanted = keep_choices(wanted, config.recipe, assignments)
     elif assignments:
@@ -248,9 +295,9 @@ def _same_settings(
         )
     same = {"data": config.data, "classifier": config.classifier, "recipe": wanted.model_dump()}
     asked = validate(RunConfig, config.model_dump() | said | same, f"settings of {run.path}")
-    changed = differences(asked, config)
-    if changed:
-        listed = ", ".join(f"{key} {before!r}, not {now!r}" for key, (now, before) in changed.items())
+    other = differences(asked, config)
+    if other:
+        listed = ", ".join(f"{key} {before!r}, not {now!r}" for key, (now, before) in other.items())
         raise ConfigError(
             f"{run.path}: was started with {listed}; leave the options out to continue it, "
             "or start another run with --out"

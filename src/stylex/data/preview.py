@@ -37,24 +37,28 @@ class Preview:
         """
         check_size(size)
         pixels, names = [], []
+        labels: list[int] = []
+        classes = self.listing.class_names
         for entry in _spread(_training(self.listing), count):
             try:
                 pixels.append(self.listing.read(entry, size))
             except UnreadableImageError:
                 continue
             names.append(entry.name)
+            labels.append(-1 if classes is None else classes.index(entry.label or ""))
         if not pixels:
             raise DataError(f"{self.listing.home}: none of the images that were tried can be read")
-        return ImageSet(np.stack(pixels), tuple(names), labels=None, class_names=None, factors={})
+        known = None if classes is None else np.array(labels, dtype=np.int64)
+        return ImageSet(np.stack(pixels), tuple(names), labels=known, class_names=classes, factors={})
 
 
-def preview(source: str | Path, *, group: str | None = None) -> Preview:
+def preview(source: str | Path, *, group: str | None = None, labelled: bool = False) -> Preview:
     """Look at a source (as for `load_dataset`) without decoding or writing anything.
 
     Raises:
         DataError: no images, or none that can be read.
     """
-    listing = list_source(source, group, labelled=False)
+    listing = list_source(source, group, labelled)
     sides = []
     for entry in _spread(listing.entries, _MEASURED):
         try:

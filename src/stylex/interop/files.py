@@ -30,12 +30,17 @@ DISCRIMINATORS = {"b4.out.weight": "stylegan2-ada", "final_linear.1.weight": "ro
 
 @dataclass(frozen=True)
 class StyleGAN2:
-    """A foreign model as networks of ours; `layout` is "stylegan2-ada" or "rosinality"."""
+    """A foreign model as networks of ours; `layout` is "stylegan2-ada" or "rosinality".
+
+    `encoder` is there where the file is a StylEx in rosinality's layout, such as the study's checkpoint; its
+    generator then reads w ⊕ condition and may have no mapping network.
+    """
 
     generator: networks.Generator
-    mapping: networks.Mapping
+    mapping: networks.Mapping | None
     discriminator: networks.Discriminator | None
     layout: str
+    encoder: networks.Encoder | None = None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, ForeignNetwork]:
@@ -86,12 +91,10 @@ def load_stylegan2(path: str | Path) -> StyleGAN2:
         )
     name = max(generators, key=lambda candidate: "ema" in candidate.lower())
     layout = generators[name]
-    scorers = [
-        part
-        for key, part in found.items()
-        if _layout(part, DISCRIMINATORS) == layout and key.lower() in ("d", "discriminator")
-    ]
-    discriminator = None
+    scorers = _called(found, layout, ("d", "discriminator"))
+    encoders = _called(found, layout, ("e_ema", "e", "encoder"))
+    discriminator = encoder = None
+    mapping: networks.Mapping | None
     try:
         if layout == "stylegan2-ada":
             generator, mapping = stylegan2_ada.convert_generator(found[name].tensors)
@@ -100,12 +103,36 @@ def load_stylegan2(path: str | Path) -> StyleGAN2:
                 discriminator = stylegan2_ada.convert_discriminator(scorers[0].tensors, group)
         else:
             mean = found[""].tensors.get("latent_avg") if "" in found else None
-            generator, mapping = rosinality.convert_generator(found[name].tensors, mean)
+            state = found[name].tensors
+            condition = 0
+            if encoders:
+                encoder = rosinality.convert_encoder(encoders[0].tensors)
+                condition = _condition(state, encoder)
+            generator, mapping = rosinality.convert_generator(state, mean, condition)
             if scorers:
                 discriminator = rosinality.convert_discriminator(scorers[0].tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return StyleGAN2(generator, mapping, discriminator, layout)
+    return StyleGAN2(generator, mapping, discriminator, layout, encoder)
+
+
+def _called(found: Mapping[str, ForeignNetwork], layout: str, names: tuple[str, ...]) -> list[ForeignNetwork]:
+    """Networks of a discriminator's layout by these names, in their order."""
+    lowered = {key.lower(): part for key, part in found.items()}
+    return [
+        lowered[name]
+        for name in names
+        if name in lowered and _layout(lowered[name], DISCRIMINATORS) == layout
+    ]
+
+
+def _condition(state: Mapping[str, Tensor], encoder: networks.Encoder) -> int:
+    """Numbers that the generator reads beside those of the encoder."""
+    read = state["conv1.conv.modulation.weight"].shape[1]
+    given = encoder.output.weight.shape[0]
+    if given > read:
+        raise CheckpointError(f"the encoder gives {given} numbers, the generator reads {read}")
+    return int(read - given)
 
 
 def _read_torch(path: Path) -> Any:

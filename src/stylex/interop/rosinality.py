@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stylex import networks
 from stylex.errors import CheckpointError
-from stylex.interop.weights import StateDict, doublings, fill, numbers, shape
+from stylex.interop.weights import StateDict, as_encoder, doublings, fill, numbers, shape
 
 FILTER = "kernel"
 
@@ -19,14 +19,17 @@ MEAN_SAMPLES = 4096
 
 
 def convert_generator(
-    state: StateDict, mean_w: Tensor | None = None
-) -> tuple[networks.Generator, networks.Mapping]:
+    state: StateDict, mean_w: Tensor | None = None, condition_features: int = 0
+) -> tuple[networks.Generator, networks.Mapping | None]:
     """Generator and mapping network from the entries `style.…`, `input.…`, `conv…`, `to_rgb…`, `noises.…`.
 
     Args:
         state: the entries.
         mean_w: mean of w [w_features], where the file has one (`latent_avg`); else it is estimated over
             4,096 z of a fixed seed, so that the same weights always give the same mean.
+        condition_features: how many of the numbers that the affine layers read, the last ones, are the
+            condition (the study's networks). The mapping network, which gives all of them and was never
+            trained there, is then left out: None.
 
     Raises:
         CheckpointError: entries are missing, unexpected, of shapes that do not fit each other, or not finite.
@@ -43,7 +46,9 @@ def convert_generator(
     z_features = shape(state, "style.1.weight", 2, what)[1]
     depth = len(numbers(state, r"style\.(\d+)\.weight"))
     with torch.random.fork_rng(devices=[]):
-        generator = networks.Generator(w_features, 0, sizes[-1], channels)
+        generator = networks.Generator(
+            w_features - condition_features, condition_features, sizes[-1], channels
+        )
         mapping = networks.Mapping(z_features, w_features, layers=depth)
 
     prefixes = []
@@ -73,6 +78,8 @@ def convert_generator(
         FILTER,
     )
 
+    if condition_features:
+        return generator, None
     entries = {key: value for key, value in state.items() if key.startswith("style.")}
     entries["latent_avg"] = torch.zeros(w_features) if mean_w is None else mean_w
     sources = {"mean_w": ["latent_avg"]}
@@ -135,3 +142,8 @@ def convert_discriminator(state: StateDict, deviation_group: int = 4) -> network
         }
     fill(discriminator, sources, state, what, FILTER)
     return discriminator
+
+
+def convert_encoder(state: StateDict) -> networks.Encoder:
+    """An encoder from a discriminator's entries without standard deviation; errors as there."""
+    return as_encoder(convert_discriminator(state), "rosinality encoder")

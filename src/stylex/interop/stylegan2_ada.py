@@ -11,7 +11,7 @@ import torch
 
 from stylex import networks
 from stylex.errors import CheckpointError
-from stylex.interop.weights import StateDict, doublings, fill, numbers, shape
+from stylex.interop.weights import StateDict, as_encoder, doublings, fill, numbers, shape
 
 FILTER = "resample_filter"
 
@@ -19,7 +19,8 @@ FILTER = "resample_filter"
 def convert_generator(state: StateDict) -> tuple[networks.Generator, networks.Mapping]:
     """The 'skip' generator and its mapping network from the entries `synthesis.…` and `mapping.…`.
 
-    Noise maps, noise strengths and the running mean of w come along.
+    Noise maps, noise strengths and the running mean of w come along. Affine layers that read more than w read
+    w ⊕ condition, as StylEx's do.
 
     Raises:
         CheckpointError: entries are missing, unexpected (a conditional generator, another architecture), of
@@ -28,11 +29,14 @@ def convert_generator(state: StateDict) -> tuple[networks.Generator, networks.Ma
     what = "StyleGAN2-ADA generator"
     sizes = doublings(numbers(state, r"synthesis\.b(\d+)\."), what)
     channels = {size: shape(state, f"synthesis.b{size}.conv1.weight", 4, what)[0] for size in sizes}
-    w_features = shape(state, "synthesis.b4.conv1.affine.weight", 2, what)[1]
+    latent_features = shape(state, "synthesis.b4.conv1.affine.weight", 2, what)[1]
     z_features = shape(state, "mapping.fc0.weight", 2, what)[1]
+    w_features = state["mapping.w_avg"].shape[0] if "mapping.w_avg" in state else latent_features
     depth = len(numbers(state, r"mapping\.fc(\d+)\.weight"))
+    if w_features > latent_features:
+        raise CheckpointError(f"{what}: w has {w_features} numbers, the affine layers read {latent_features}")
     with torch.random.fork_rng(devices=[]):
-        generator = networks.Generator(w_features, 0, sizes[-1], channels)
+        generator = networks.Generator(w_features, latent_features - w_features, sizes[-1], channels)
         mapping = networks.Mapping(z_features, w_features, layers=depth)
 
     prefixes = []
@@ -104,3 +108,8 @@ def convert_discriminator(state: StateDict, deviation_group: int = 4) -> network
     }
     fill(discriminator, sources, state, what, FILTER)
     return discriminator
+
+
+def convert_encoder(state: StateDict) -> networks.Encoder:
+    """An encoder from a discriminator's entries without standard deviation; errors as there."""
+    return as_encoder(convert_discriminator(state), "StyleGAN2-ADA encoder")

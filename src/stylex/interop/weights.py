@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stylex import networks
 from stylex.errors import CheckpointError
 from stylex.networks.layers import FIR_TAPS
 
@@ -97,6 +99,25 @@ def doublings(sizes: Sequence[int], what: str) -> list[int]:
             f"{what}: has layers for resolutions {list(sizes)}, expected 4, 8, 16, … without gaps"
         )
     return expected
+
+
+def as_encoder(found: networks.Discriminator, what: str) -> networks.Encoder:
+    """A discriminator as the encoder of the same shape.
+
+    Raises:
+        CheckpointError: it reads the standard deviation of its batch, which an encoder does not.
+    """
+    if found.deviation_group:
+        raise CheckpointError(f"{what}: reads the standard deviation of a batch; it is a discriminator")
+    sizes = [4 << power for power in range(len(found.blocks), -1, -1)]
+    blocks: Any = found.blocks
+    weights = [found.from_rgb.weight, *(block.conv1.weight for block in blocks)]
+    channels = {size: int(weight.shape[0]) for size, weight in zip(sizes, weights, strict=True)}
+    outputs, hidden = found.output.weight.shape
+    with torch.random.fork_rng(devices=[]):
+        encoder = networks.Encoder(sizes[0], channels, outputs, hidden=hidden)
+    encoder.load_state_dict(found.state_dict())
+    return encoder
 
 
 def _require_fir(values: Tensor, key: str, what: str) -> None:

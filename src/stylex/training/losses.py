@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylex.classifiers import Classifier
+from stylex.classifiers.distillation import divergence
 from stylex.config import Recipe, StepKind
 from stylex.networks import Networks, conditional_score
 from stylex.parallel import ALONE, World, path_length_images
@@ -96,19 +97,6 @@ class Batch:
     real_logits: Tensor | None = None
     real_features: list[Tensor] | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
-
-
-def divergence(logits: Tensor, target_probabilities: Tensor, activation: str) -> Tensor:
-    """KL(target ‖ classifier), mean over images: logits [N, K], target_probabilities [N, K].
-
-    Softmax classifiers: Σₖ pₖ log(pₖ / qₖ). Sigmoid ones: the sum over labels of the Bernoulli divergences.
-    """
-    p = target_probabilities
-    if activation == "softmax":
-        return F.kl_div(F.log_softmax(logits, dim=1), p, reduction="batchmean")
-    cross = F.binary_cross_entropy_with_logits(logits, p, reduction="none")
-    entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
-    return (cross - entropy).sum(dim=1).mean()
 
 
 def agreement(logits: Tensor, target_probabilities: Tensor, activation: str) -> Tensor:

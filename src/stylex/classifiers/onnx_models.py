@@ -1,0 +1,164 @@
+"""ONNX files: converted to PyTorch, with gradients; where that fails, run by onnxruntime without them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stylex.classifiers.architectures import import_extra
+from stylex.classifiers.classifier import Classifier
+from stylex.classifiers.graphs import Graph, file_hash, in_batches
+from stylex.classifiers.options import Hints, Layout
+from stylex.classifiers.sources import wrapped
+from stylex.errors import CheckpointError, ClassifierError
+
+log = logging.getLogger(__name__)
+
+OPSETS = (17, 13)
+"""Versions of the operators that a file is translated to where the converter lacks the file's own."""
+
+LEAVES_OUT = "attfind, explain, evaluate and report run on it, train uses a distilled student in its place"
+
+
+class Runtime(nn.Module):
+    """An ONNX graph run by onnxruntime: images [N, C, H, W] → its first output, without gradients."""
+
+    differentiable = False
+
+    def __init__(self, path: Path, batch: int | None) -> None:
+        super().__init__()
+        runtime = import_extra("onnxruntime", str(path))
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # of a type of its own for every reason
+            raise CheckpointError(f"{path}: onnxruntime cannot run it ({_reason(error)})") from None
+        self.input = self.session.get_inputs()[0].name
+        self.output = _logits_name(self.session)
+        self.fingerprint = file_hash(path)
+        self.batch = batch
+
+    def train(self, mode: bool = True) -> Self:
+        """Graphs have no training mode."""
+        self.training = False
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.batch is not None:
+            return in_batches(self._run, images, self.batch)
+        return self._run(images)
+
+    def _run(self, images: Tensor) -> Tensor:
+        pixels = np.ascontiguousarray(images.detach().float().cpu().numpy())
+        found = self.session.run([self.output], {self.input: pixels})[0]
+        return torch.from_numpy(np.asarray(found)).to(images.device)
+
+
+class ChannelsLast(nn.Module):
+    """A network that takes images [N, H, W, C], as one that takes [N, C, H, W]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.fingerprint = getattr(network, "fingerprint", None)
+        self.differentiable = bool(getattr(network, "differentiable", True))
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images.permute(0, 2, 3, 1))
+
+
+def from_onnx(path: Path, hints: Hints) -> Classifier:
+    """Load an ONNX file.
+
+    onnx2torch turns it into a network with gradients. Where an operator is missing there, or the result is
+    not that of onnxruntime, onnxruntime runs the file: a warning then says what that leaves out.
+    `backend=torch` or `onnxruntime` insists on one.
+
+    Raises:
+        ClassifierError: a package is missing; the file takes other inputs than one batch of images; or
+            `backend=torch`, and it cannot be converted.
+        CheckpointError: the file is damaged.
+    """
+    onnx = import_extra("onnx", str(path))
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model)
+    except Exception as error:  # the parser's own types
+        raise CheckpointError(f"{path}: not a whole ONNX file ({_reason(error)})") from None
+    batch, known, layout = _input(onnx, model, path)
+    layout = hints.layout or layout
+    network: nn.Module | None = None
+    if hints.backend != "onnxruntime":
+        try:
+            network = _converted(onnx, model, path, batch)
+        except _UnconvertibleError as error:
+            if hints.backend == "torch":
+                raise ClassifierError(
+                    f"{path}: {error}; leave backend=torch out to run it by onnxruntime"
+                ) from None
+            log.warning("%s: %s; onnxruntime runs it, without gradients: %s", path, error, LEAVES_OUT)
+    network = network or Runtime(path, batch)
+    if layout == "nhwc":
+        network = ChannelsLast(network)
+    return wrapped(network, f"onnx {path.name}", hints, **known)
+
+
+class _UnconvertibleError(Exception):
+    """The file has no equivalent in PyTorch here; the message says why."""
+
+
+def _converted(onnx: Any, model: Any, path: Path, batch: int | None) -> nn.Module:
+    converter = import_extra("onnx2torch", str(path))
+    reason = ""
+    for opset in (None, *OPSETS):
+        try:
+            tried = model if opset is None else onnx.version_converter.convert_version(model, opset)
+            return Graph(converter.convert(tried).eval(), file_hash(path), batch)
+        except Exception as error:  # NotImplementedError and whatever the translation raises
+            reason = reason or _reason(error)
+    raise _UnconvertibleError(f"cannot be converted to PyTorch ({reason})")
+
+
+def _input(onnx: Any, model: Any, path: Path) -> tuple[int | None, dict[str, Any], Layout]:
+    """Fixed batch size or None, what the input's shape tells, and its layout."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        raise ClassifierError(f"{path}: takes {len(inputs)} inputs, expected one batch of images")
+    kind = inputs[0].type.tensor_type
+    shape = [size.dim_value if size.HasField("dim_value") else 0 for size in kind.shape.dim]
+    if len(shape) != 4 or kind.elem_type != onnx.TensorProto.FLOAT:
+        name = onnx.TensorProto.DataType.Name(kind.elem_type)
+        raise ClassifierError(
+            f"{path}: its input is {name} of shape {shape}, expected FLOAT [N, 3, H, W]; "
+            "export the network alone"
+        )
+    layout: Layout = "nhwc" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "nchw"
+    channels, height, width = shape[1:] if layout == "nchw" else (shape[3], shape[1], shape[2])
+    known: dict[str, Any] = {}
+    if channels in (1, 3):
+        known["channels"] = channels
+    elif channels:
+        raise ClassifierError(f"{path}: takes images of {channels} channels; expected 3 or 1")
+    if height and height == width:
+        known["input_size"] = height
+    return shape[0] or None, known, layout
+
+
+def _logits_name(session: Any) -> str:
+    """The output called logits, else the first with two axes, else the first."""
+    outputs = session.get_outputs()
+    named = [value.name for value in outputs if "logits" in value.name.lower()]
+    flat = [value.name for value in outputs if len(value.shape or ()) == 2]
+    return str((named or flat or [outputs[0].name])[0])
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
