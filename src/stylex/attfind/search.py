@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stylex.attfind.attributes import Findings, effects_of, find_attributes, in_class
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
+from stylex.attfind.names import with_names_of
 from stylex.attfind.sweep import sweep
 from stylex.config import AttFindSettings
 from stylex.data import ImageSet
@@ -136,9 +137,21 @@ def search(
     findings = find_attributes(
         before, after, found.space, model.class_names, settings, model.classifier.activation, accept
     )
+    findings = _with_earlier_names(run, model, findings)
     save_discovery(run, found, model, findings)
     save_findings(run, findings)
     return findings
+
+
+def _with_earlier_names(run: Run, model: Model, findings: Findings) -> Findings:
+    """Names outlive a new search of the same weights; of other weights they would say nothing."""
+    try:
+        earlier = load_findings(run)
+        header = read_tensors(run.path / "styles.safetensors")[1]
+    except (RunError, CheckpointError):
+        return findings
+    same = header.get("generator") == checksum(model.generator.state_dict())
+    return with_names_of(findings, earlier) if same else findings
 
 
 def save_findings(run: Run, findings: Findings) -> None:

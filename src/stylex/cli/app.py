@@ -24,6 +24,7 @@ from stylex.cli import (
     factors,
     report,
     train,
+    view,
 )
 from stylex.cli.output import error_line, show_warnings
 from stylex.errors import ConfigError, Stopped, StylexError
@@ -68,6 +69,7 @@ app.command("attfind")(attfind.attfind)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
+app.command("view")(view.view)
 app.add_typer(bench.app, name="bench")
 
 
