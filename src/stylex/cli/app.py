@@ -23,6 +23,7 @@ from stylex.cli import (
     explain,
     factors,
     report,
+    study,
     train,
     view,
 )
@@ -70,6 +71,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.command("view")(view.view)
+app.add_typer(study.app, name="study")
 app.add_typer(bench.app, name="bench")
 
 

@@ -7,6 +7,12 @@
   const side = document.getElementById("mode-side");
   if (less.matches && side) side.checked = true;
 
+  // Who asked for less motion sees stills; the answer says so.
+  const mark = () => {
+    if (less.matches) for (const field of document.querySelectorAll("[data-stills]")) field.value = "1";
+  };
+  mark();
+
   const toast = document.getElementById("toast");
   let hiding = 0;
   const say = (text) => {
@@ -48,7 +54,9 @@
   });
 
   document.addEventListener("htmx:afterSwap", (event) => {
-    const heading = event.detail.target.querySelector("[data-focus]");
+    mark();
+    // Of what came, not of what went.
+    const heading = event.detail.target.id === "main" && document.querySelector("#main [data-focus]");
     if (heading) {
       heading.focus({ preventScroll: true });
       window.scrollTo(0, 0);
