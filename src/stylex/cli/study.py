@@ -79,7 +79,7 @@ def prepare(
         "questions": len(design.questions),
         "animations": len(design.images),
     }
-    text = f"{len(design.questions)} questions, {len(design.attributes)} attributes, {len(design.images)} animations"
+    text = f"{len(design.questions)} questions about {len(design.attributes)} attributes"
     result(as_json, content, text)
 
 

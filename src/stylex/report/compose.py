@@ -27,7 +27,7 @@ from stylex.report.counterfactuals import as_example
 from stylex.report.gallery import gallery, outside
 from stylex.report.html import render_html
 from stylex.report.quality import quality_tables
-from stylex.run import provenance, write_atomically
+from stylex.run import Run, provenance, write_atomically
 from stylex.stylespace import DIRECTIONS
 
 LOW_AGREEMENT = 0.9
@@ -70,7 +70,12 @@ def write_report(
         RunError: the run has not been evaluated yet.
     """
     content = compose(explainer, data, test, command, shown)
-    path = explainer.run.path / "report.html"
+    return write_page(explainer.run, content)
+
+
+def write_page(run: Run, content: ReportContent) -> Path:
+    """Write report.html of this content into the run and return its path."""
+    path = run.path / "report.html"
     text = render_html(content).encode()
     write_atomically(path, lambda file: file.write(text))
     return path

@@ -115,6 +115,7 @@ def make_study(
     (folder / "study.json").unlink(missing_ok=True)
     if (folder / "material").exists():
         shutil.rmtree(folder / "material")
+    say(f"writing {len(pairs)} animations")
     for name, pair in pairs.items():
         _write_pictures(folder / "material", name, pair)
     names = sorted(pairs)
