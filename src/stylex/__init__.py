@@ -12,12 +12,21 @@ from stylex.errors import StylexError
 from stylex.version import __version__
 
 if TYPE_CHECKING:
-    from stylex import attfind
+    from stylex import attfind, study
     from stylex.attfind import Attribute
     from stylex.counterfactuals import Counterfactual
     from stylex.explainer import Explainer, load
 
-__all__ = ["Attribute", "Counterfactual", "Explainer", "StylexError", "__version__", "attfind", "load"]
+__all__ = [
+    "Attribute",
+    "Counterfactual",
+    "Explainer",
+    "StylexError",
+    "__version__",
+    "attfind",
+    "load",
+    "study",
+]
 
 _PLACES = {
     "Attribute": "stylex.attfind",
@@ -29,8 +38,8 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Names that need PyTorch are imported when they are asked for: the program must hear Ctrl-C before."""
-    if name == "attfind":
-        return import_module("stylex.attfind")
+    if name in ("attfind", "study"):
+        return import_module(f"stylex.{name}")
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'stylex' has no attribute '{name}'")

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from stylex import hardware
 from stylex.attfind import Attribute, Discovery, Findings, load_discovery, load_findings
+from stylex.attfind.names import with_name
+from stylex.attfind.search import save_findings
 from stylex.counterfactuals import Counterfactual, explain_styles
 from stylex.data import Dataset, decode_image, load_dataset
 from stylex.data.decode import to_rgb, to_square
-from stylex.errors import ConfigError, DataError
+from stylex.errors import ConfigError, DataError, RunError
 from stylex.hardware import Hardware, Precision
 from stylex.model import Model, load_model
 from stylex.run import Run, checksum
@@ -89,6 +91,26 @@ class Explainer:
             self.model, self.discovery.space, attributes, styles, goal, image=tensor, name=shown
         )
 
+    def name_attribute(self, coordinate: int, name: str | None) -> None:
+        """Give a coordinate's attributes a name, kept in the run; None or an empty one takes it away.
+
+        Raises:
+            ConfigError: no attribute of that coordinate, a name that is too long, or the shipped model, which
+                is not written to.
+            RunError: the run was searched again since it was loaded, is in use, or cannot be written.
+        """
+        if self.run.path.resolve() == demo_folder().resolve():
+            raise ConfigError("the shipped model keeps no names; 'stylex demo' makes a run of your own")
+        with self.run.locked():
+            stored = load_findings(self.run)
+            if _selected(stored) != _selected(self.findings):
+                raise RunError(
+                    f"{self.run.path}: was searched again meanwhile; load it again to name attributes"
+                )
+            findings = with_name(stored, coordinate, name)
+            save_findings(self.run, findings)
+        self.findings = findings
+
     def probabilities(self, image: ImageLike) -> dict[str, float]:
         """The classifier's probability of every class on an image."""
         logits = self.model.classify(self._tensor(image))
@@ -120,6 +142,10 @@ class Explainer:
         return (torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]).to(
             self.model.hardware.device
         )
+
+
+def _selected(findings: Findings) -> dict[str, list[tuple[int, int]]]:
+    return {target: [entry.change for entry in found] for target, found in findings.attributes.items()}
 
 
 def _picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:

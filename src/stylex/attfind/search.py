@@ -18,11 +18,12 @@ from stylex.attfind.attributes import Findings, find_attributes, in_class
 from stylex.attfind.class_effects import class_effects
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
 from stylex.attfind.measuring import OnProgress, measure
+from stylex.attfind.names import with_names_of
 from stylex.attfind.shards import Record, Shards
 from stylex.attfind.sweep import OnChanges
 from stylex.config import AttFindSettings
 from stylex.data import ImageSet
-from stylex.errors import DataError, RunError
+from stylex.errors import CheckpointError, DataError, RunError
 from stylex.model import Model
 from stylex.parallel import ALONE, World
 from stylex.run import Run, checksum, read_json, read_tensors, write_json, write_tensors
@@ -157,7 +158,7 @@ def search(
         )
     content: dict[str, Any] = {}
     if world.first:
-        findings = _selected(run, model, found, shards, settings)
+        findings = _with_earlier_names(run, model, _selected(run, model, found, shards, settings))
         save_discovery(run, found, model, findings)
         save_findings(run, findings)
         content = findings.to_json()
@@ -233,6 +234,17 @@ def _restored(model: Model, tensors: Mapping[str, Tensor], names: Sequence[str])
     space = StyleSpace(layout, tensors["low"].to(device), tensors["high"].to(device))
     styles = tensors["styles"].to(device)
     return Discovery(tensors["latents"].to(device), styles, tensors["logits"], tuple(names), space)
+
+
+def _with_earlier_names(run: Run, model: Model, findings: Findings) -> Findings:
+    """Names outlive a new search of the same weights; of other weights they would say nothing."""
+    try:
+        earlier = load_findings(run)
+        header = read_tensors(run.path / "styles.safetensors")[1]
+    except (RunError, CheckpointError):
+        return findings
+    same = header.get("generator") == checksum(model.generator.state_dict())
+    return with_names_of(findings, earlier) if same else findings
 
 
 def save_findings(run: Run, findings: Findings) -> None:

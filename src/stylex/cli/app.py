@@ -29,7 +29,9 @@ from stylex.cli import (
     factors,
     report,
     reproduce,
+    study,
     train,
+    view,
 )
 from stylex.cli.output import error_line, show_warnings
 from stylex.errors import ConfigError, Stopped, StylexError
@@ -80,6 +82,8 @@ app.command("explain")(explain.explain)
 app.command("reproduce")(reproduce.reproduce)
 app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
+app.command("view")(view.view)
+app.add_typer(study.app, name="study")
 app.add_typer(bench.app, name="bench")
 
 

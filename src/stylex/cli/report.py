@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,24 +21,36 @@ from stylex.cli.output import (
 from stylex.cli.repeat import commands
 from stylex.run import Run
 
+SITE_PAIRS = 12
+"""Image pairs on the page of an attribute in a site."""
+
 
 def report(
     path: RunPath,
     data: OtherImages = None,
     attributes: Annotated[int, typer.Option(min=1, help="Attributes shown for each class.")] = 10,
     pairs: Annotated[int, typer.Option(min=1, help="Image pairs shown for each attribute.")] = 6,
+    site: Annotated[
+        Path | None, typer.Option("--site", help="Folder for a static site, to be served by any web host.")
+    ] = None,
+    without_images: Annotated[
+        bool, typer.Option("--without-images", help="Show no image and name no file of the data.")
+    ] = False,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the run's report.html; evaluates first where that has not been done."""
+    """Write the run's report.html, or a site; evaluates first where that has not been done."""
     from stylex.evaluation.measure import prepare
     from stylex.evaluation.stage import evaluate_run, is_evaluated
     from stylex.explainer import load_images, open_explainer
-    from stylex.report.compose import Amounts, write_report
+    from stylex.report import site as sites
+    from stylex.report.compose import Amounts, compose, write_page
 
     run = Run.open(path)
+    if site is not None:
+        sites.check_site_folder(site)  # before any work
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
     dataset = None
     if explainer.model.encoder is not None:
@@ -48,7 +61,10 @@ def report(
             evaluate_run(explainer, test, source=data, on_progress=lambda stage: note(f"measuring {stage}"))
         note("writing the report")
         shown = Amounts(attributes=attributes, pairs=pairs)
-        file = write_report(
-            explainer, dataset, test, commands(run, explainer.findings.settings, shown), shown
-        )
+        more = Amounts(attributes=attributes, pairs=max(pairs, SITE_PAIRS)) if site is not None else shown
+        command = commands(run, explainer.findings.settings, shown)
+        content = compose(explainer, dataset, test, command, more)
+        if without_images:
+            content = sites.without_images(content)
+        file = write_page(run, content) if site is None else sites.write_site(content, site)[0]
     result(as_json, {"run": str(path), "report": str(file)}, f"{file}")

@@ -64,12 +64,15 @@ def write_gif(
     )
 
 
-def counterfactual_figure(example: CounterfactualExample, target: str, *, side: int = 256) -> Image.Image:
+def counterfactual_figure(
+    example: CounterfactualExample, target: str, *, side: int = 256, headline: str | None = None
+) -> Image.Image:
     """Draw image, reconstruction and counterfactual, the target's probability on each, the changes in words.
 
     Args:
         target: name of the class that the image was to be sent to.
         side: width of each of the three pictures, in pixels.
+        headline: what stands on top, in place of what a search would say.
 
     Returns:
         An RGB image on white, as high as its words need.
@@ -85,7 +88,7 @@ def counterfactual_figure(example: CounterfactualExample, target: str, *, side: 
     panels = [_as_wide_as(side, picture) for _, picture, _ in columns]
     margin, gap, line = (round(side * share) for share in (0.12, 0.08, 0.095))
     width = 2 * margin + 3 * side + 2 * gap
-    headline = _headline(example, target)
+    headline = headline or _headline(example, target)
     everything = " ".join((headline, target, *example.changes))
     title, text = (_font(everything, round(side * share)) for share in (0.088, 0.062))
     head = _wrapped(headline, title, width - 2 * margin)

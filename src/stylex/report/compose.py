@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from stylex.attfind import Attribute, Findings
-from stylex.attfind.attributes import in_class
 from stylex.counterfactuals import explain_styles, to_picture
 from stylex.data import Dataset
 from stylex.evaluation.measure import TestImages
@@ -23,22 +19,16 @@ from stylex.report.content import (
     AttributeSection,
     CounterfactualExample,
     Curve,
-    Pair,
     Reconstruction,
     ReportContent,
     TargetSection,
 )
 from stylex.report.counterfactuals import as_example
+from stylex.report.gallery import gallery, outside
 from stylex.report.html import render_html
 from stylex.report.quality import quality_tables
-from stylex.run import provenance, write_atomically
+from stylex.run import Run, provenance, write_atomically
 from stylex.stylespace import DIRECTIONS
-
-CANDIDATES = 64
-"""Images tried for the pairs of an attribute: those farthest in style from its end."""
-
-MOVED = 0.02
-"""Rise of the target's probability from which on an image shows what an attribute does."""
 
 LOW_AGREEMENT = 0.9
 """Under this share of test images whose class survives reconstruction the report warns."""
@@ -80,7 +70,12 @@ def write_report(
         RunError: the run has not been evaluated yet.
     """
     content = compose(explainer, data, test, command, shown)
-    path = explainer.run.path / "report.html"
+    return write_page(explainer.run, content)
+
+
+def write_page(run: Run, content: ReportContent) -> Path:
+    """Write report.html of this content into the run and return its path."""
+    path = run.path / "report.html"
     text = render_html(content).encode()
     write_atomically(path, lambda file: file.write(text))
     return path
@@ -238,32 +233,10 @@ def _curves(evaluation: Mapping[str, Any], target: str) -> tuple[Curve, ...]:
     )
 
 
-def _rows(explainer: Explainer, test: TestImages, target: str) -> npt.NDArray[np.intp]:
-    """Test images of other classes whose class survives reconstruction, for pictures."""
-    index = explainer.class_names.index(target)
-    activation = explainer.model.classifier.activation
-    outside = ~in_class(test.logits, index, activation) & ~in_class(test.logits_original, index, activation)
-    return np.flatnonzero(outside)
-
-
 def _attribute(
     explainer: Explainer, evaluation: Mapping[str, Any], test: TestImages, entry: Attribute, count: int
 ) -> AttributeSection:
-    """Shown are images on which the attribute has most to do: farthest from its end, and moved by it."""
-    model, space = explainer.model, explainer.discovery.space
-    index = explainer.class_names.index(entry.target)
-    rows = _rows(explainer, test, entry.target)
-    place = int(space.positions[entry.coordinate])
-    way = (test.styles[:, place] - space.end(entry.direction)[entry.coordinate]).abs().cpu().numpy()
-    rows = rows[np.argsort(-way[rows], kind="stable")[: max(CANDIDATES, count)]]
-    before = test.reconstructions[torch.from_numpy(rows)]
-    after = model.synthesise(space.shift(test.styles[torch.from_numpy(rows)], [entry.change]))
-    logits = model.classify(after).cpu()
-    probabilities = model.classifier.probabilities
-    before_p = probabilities(torch.from_numpy(test.logits[rows]))[:, index].numpy()
-    after_p = probabilities(logits)[:, index].numpy()
-    flipped = in_class(logits.numpy(), index, model.classifier.activation)
-    order = np.argsort(after_p - before_p <= MOVED, kind="stable")[:count]
+    shown = gallery(explainer, test, entry, count)
     figures = evaluation["single"][entry.target][entry.rank - 1]
     margin = 1.96 * entry.effect_std / max(1, entry.images) ** 0.5
     return AttributeSection(
@@ -279,27 +252,9 @@ def _attribute(
         flip_share=figures["estimate"],
         flip_share_low=figures["low"],
         flip_share_high=figures["high"],
-        where=_where(before, after),
-        pairs=tuple(
-            Pair(
-                name=test.names[rows[i]],
-                before=to_picture(before[i]),
-                after=to_picture(after[i]),
-                probability_before=float(before_p[i]),
-                probability_after=float(after_p[i]),
-                flipped=bool(flipped[i]),
-            )
-            for i in order.tolist()
-        ),
+        where=shown.where,
+        pairs=shown.pairs,
     )
-
-
-def _where(before: Tensor, after: Tensor) -> npt.NDArray[np.float32]:
-    """Mean absolute change of each pixel [H, W], largest 1; 0 where there are no images."""
-    if not len(before):
-        return np.zeros(tuple(before.shape[2:]), np.float32)
-    difference = (after - before).abs().mean(dim=(0, 1)).cpu().numpy()
-    return np.asarray(difference / max(float(difference.max()), 1e-8), np.float32)
 
 
 def _examples(
@@ -317,7 +272,7 @@ def _examples(
             image=None if model.encoder is None else test.images[row : row + 1],
             name=test.names[row],
         )
-        for row in _rows(explainer, test, target)[:count].tolist()
+        for row in outside(explainer, test, target)[:count].tolist()
     ]
     return tuple(as_example(entry) for entry in found)
 

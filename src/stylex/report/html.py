@@ -50,12 +50,26 @@ def render_html(content: ReportContent) -> str:
     Raises:
         DataError: a picture that is not uint8 [H, W, 3], or a heat map of another size than its pictures.
     """
+    return _render("report.html", content, site=None, shown=_packer(), heat=_heat)
+
+
+def render_page(content: ReportContent, template: str, **values: Any) -> str:
+    """A page of a site; see `site.write_site`, which gives `site`, `shown` and `heat`."""
+    return _render(template, content, **values)
+
+
+def report_targets(content: ReportContent) -> list[Any]:
+    """Target sections with what their charts need."""
+    return [_target(content, index) for index in range(len(content.targets))]
+
+
+def _render(template: str, content: ReportContent, **values: Any) -> str:
     facts = list(content.facts.items())
     script = asset("report.js")
-    page = _environment().get_template("report.html")
+    page = _environment().get_template(template)
     return page.render(
         content=content,
-        targets=[_target(content, index) for index in range(len(content.targets))],
+        targets=report_targets(content),
         facts_on_top=facts[:_FACTS_ON_TOP],
         facts_below=facts[_FACTS_ON_TOP:],
         provenance=list(_flat(content.provenance)),
@@ -63,12 +77,11 @@ def render_html(content: ReportContent) -> str:
         style=Markup(asset("style.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-        shown=_packer(),
-        heat=_heat,
         color_of=lambda name: _color(content.class_names, name),
         verdict=lambda probabilities: max(range(len(probabilities)), key=probabilities.__getitem__),
         shares=SHARES,
         at_a_glance=_AT_A_GLANCE,
+        **values,
     )
 
 
