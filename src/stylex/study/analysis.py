@@ -184,11 +184,15 @@ def analyse_right(
         chance=_against_chance(right),
         published=tuple(
             Published(
-                *entry,
-                difference=float(right.mean()) - entry[1],
-                inside=interval.low <= entry[1] <= interval.high,
+                source,
+                theirs,
+                std,
+                people,
+                asked,
+                difference=float(right.mean()) - theirs,
+                inside=interval.low <= theirs <= interval.high,
             )
-            for entry in PUBLISHED
+            for source, theirs, std, people, asked in PUBLISHED
         ),
     )
 

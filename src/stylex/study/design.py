@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from stylex.study.answers import CHOICES
+Side = Literal["A", "B"]
 
 Kind = Literal["practice", "begin", "question", "attention", "naming", "control"]
 
@@ -69,7 +69,7 @@ class StudyQuestion(_Frozen):
     references: tuple[str, str]
     same: str
     distractor: str
-    key: Literal["A", "B"]
+    key: Side
 
 
 class Design(_Frozen):
@@ -101,7 +101,7 @@ class Step(_Frozen):
     references: tuple[str, ...] = ()
     a: str | None = None
     b: str | None = None
-    right: Literal["A", "B"] | None = None
+    right: Side | None = None
 
 
 def needed_images(settings: StudySettings) -> int:
@@ -126,7 +126,7 @@ def make_questions(
             first, second, same = order[3 * repeat : 3 * repeat + 3]
             used = [images[name] for name in (first, second, same)]
             distractor = _distractor(random, attributes, place, images, used)
-            side = CHOICES[random.integers(2)]
+            side = _side(random)
             number = place * settings.questions + repeat + 1
             found.append(
                 StudyQuestion(
@@ -135,7 +135,7 @@ def make_questions(
                     references=(first, second),
                     same=same,
                     distractor=distractor,
-                    key=side,  # type: ignore[arg-type]
+                    key=side,
                 )
             )
         if place == 0:
@@ -181,7 +181,7 @@ def _question(design: Design, question: StudyQuestion, random: _Random, fixed: b
     if not fixed:
         used = [design.images[name] for name in (*question.references, question.same)]
         distractor = _distractor(random, design.attributes, question.attribute, design.images, used)
-        side = CHOICES[random.integers(2)]  # type: ignore[assignment]
+        side = _side(random)
     sides = {side: question.same, "B" if side == "A" else "A": distractor}
     return Step(
         kind="question",
@@ -199,7 +199,7 @@ def _attention(design: Design, random: _Random) -> Step:
     question = design.questions[random.integers(len(design.questions))]
     used = [design.images[name] for name in question.references]
     other = _distractor(random, design.attributes, question.attribute, design.images, used)
-    same, side = question.references[random.integers(2)], CHOICES[random.integers(2)]
+    same, side = question.references[random.integers(2)], _side(random)
     a, b = (same, other) if side == "A" else (other, same)
     return Step(
         kind="attention",
@@ -207,8 +207,12 @@ def _attention(design: Design, random: _Random) -> Step:
         references=question.references,
         a=a,
         b=b,
-        right=side,  # type: ignore[arg-type]
+        right=side,
     )
+
+
+def _side(random: _Random) -> Side:
+    return "A" if random.integers(2) == 0 else "B"
 
 
 def _distractor(
@@ -223,5 +227,5 @@ def _distractor(
     for number in random.permutation(len(others)):
         free = [name for name in others[number].shown if images[name] not in used]
         if free:
-            return free[random.integers(len(free))]
+            return str(free[random.integers(len(free))])
     raise AssertionError("material gives every attribute more images than a question uses")

@@ -94,10 +94,7 @@ class Store:
         )
         event.listen(self._engine, "connect", _durable)
         try:
-            SQLModel.metadata.create_all(
-                self._engine,
-                tables=[table.__table__ for table in (Setting, Participant, Answer)],  # type: ignore[attr-defined]
-            )
+            SQLModel.metadata.create_all(self._engine)
             with self._writing, Session(self._engine) as session:
                 self._begin(session)
         except DatabaseError as error:

@@ -24,6 +24,10 @@ HEADERS: Mapping[str, str] = {
 }
 
 
+_DRAINED = 10
+"""Times the size allowed of a body that is too large, that are read and forgotten before saying so."""
+
+
 class _TooLargeError(Exception):
     pass
 
@@ -52,6 +56,7 @@ class Guards:
             return
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.max_body:
+            await self._drain(receive)
             await self._too_large(scope, receive, send)
             return
         got, begun = 0, False
@@ -78,7 +83,17 @@ class Guards:
             await self.app(scope, counted, guarded)
         except _TooLargeError:
             if not begun:
+                await self._drain(receive)
                 await self._too_large(scope, receive, send)
+
+    async def _drain(self, receive: Receive) -> None:
+        """Let a browser finish sending, within reason: one that is cut off does not read the answer."""
+        left = _DRAINED * self.max_body
+        while left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return
 
     async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
         text = f"That is too large; send at most {self.max_body / 1e6:.1f} MB."

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import report_samples
+from stylex.errors import RunError
+from stylex.report.html import render_html
+from stylex.report.site import MARK, without_images, write_site
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.ids: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "action") and value and not value.startswith("data:"):
+                self.found.append(value)
+            if name == "id" and value:
+                self.ids.add(value)
+
+
+def read(page: Path) -> Links:
+    found = Links()
+    found.feed(page.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site") / "out"
+    write_site(report_samples.report_content(), folder)
+    return folder
+
+
+def test_every_link_leads_somewhere_within(site: Path) -> None:
+    pages = {page.name: read(page) for page in site.glob("*.html")}
+    assert len(pages) == 5  # an overview, and two attributes of two classes
+    for name, page in pages.items():
+        for link in page.found:
+            file, _, anchor = link.partition("#")
+            target = file or name
+            assert (site / target).is_file(), (name, link)
+            assert ":" not in link
+            assert not link.startswith("/")  # a site may lie below any address
+            if anchor:
+                assert anchor in pages[target].ids, (name, link)
+    linked = {link for page in pages.values() for link in page.found}
+    assert {file.name for file in (site / "images").iterdir()} == {
+        link.removeprefix("images/") for link in linked if link.startswith("images/")
+    }
+
+
+def test_pages_say_what_the_report_says(site: Path) -> None:
+    overview = (site / "index.html").read_text(encoding="utf-8")
+    for words in ("named-0", "named-1", "the-summary", "warning-one", "class-young", "sha256:abc"):
+        assert words in overview
+    page = (site / "target-1-attribute-1.html").read_text(encoding="utf-8")
+    assert "named-0" in page
+    assert page.count('class="pair"') == 3
+    assert 'href="target-1-attribute-2.html"' in page
+    for text in (overview, page):
+        assert re.search(r"Content-Security-Policy.*script-src 'self'", text)
+        assert "<style>" not in text
+
+
+def test_a_site_is_replaced_and_nothing_else(tmp_path: Path, site: Path) -> None:
+    content = report_samples.report_content()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    with pytest.raises(RunError, match="no earlier site"):
+        write_site(content, tmp_path / "mine")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+    write_site(content, tmp_path / "site")
+    (tmp_path / "site" / "index.html").unlink()  # as if it was cut off
+    (tmp_path / "site" / "images" / "old.webp").write_bytes(b"old")
+    write_site(content, tmp_path / "site")
+    assert (tmp_path / "site" / MARK).exists()
+    assert not (tmp_path / "site" / "images" / "old.webp").exists()
+    same = {file.relative_to(site): file.read_bytes() for file in site.rglob("*") if file.is_file()}
+    again = tmp_path / "site"
+    assert same == {file.relative_to(again): file.read_bytes() for file in again.rglob("*") if file.is_file()}
+
+
+def test_without_images_nothing_of_the_data_is_left(tmp_path: Path) -> None:
+    content = without_images(report_samples.report_content())
+    write_site(content, tmp_path / "site")
+    texts = [page.read_text(encoding="utf-8") for page in (tmp_path / "site").glob("*.html")]
+    for text in (*texts, render_html(content)):
+        assert ".png" not in text  # names of images
+    assert "named-0" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    # What is left are the four heat maps, on an even ground whatever the images were.
+    assert len(list((tmp_path / "site" / "images").iterdir())) == len(
+        {attribute.where.tobytes() for target in content.targets for attribute in target.attributes}
+    )
+    dark = report_samples.report_content()
+    for target in dark.targets:
+        for attribute in target.attributes:
+            for pair in attribute.pairs:
+                pair.before[:] = 0
+    assert render_html(without_images(dark)) == render_html(content)
+    assert np.ptp(dark.targets[0].attributes[0].pairs[0].before) == 0
