@@ -45,6 +45,7 @@ def test_it_tells_apart_what_differs_and_flags_what_does_not(tmp_path: Path) -> 
     assert 0.3 < found.accuracy < 0.7  # there is nothing to go by
     assert [entry.confused_with for entry in found.attributes] == ["glasses", "hair"]
     (tmp_path / "a.csv").write_text(found.csv())
+    (tmp_path / "key.txt").write_text(key_text(design.key))
     assert analyse(tmp_path / "a.csv", tmp_path / "key.txt").accuracy == pytest.approx(found.accuracy)
 
 
