@@ -13,6 +13,9 @@ import torch
 
 torch.set_num_threads(1)
 
+collect_ignore = ["make_tensorflow_models.py"]
+"""Made the test data once; it needs TensorFlow."""
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

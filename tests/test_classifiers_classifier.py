@@ -246,7 +246,7 @@ def test_images_must_have_three_channels() -> None:
         ({"class_names": ["a", "b", "c"], "single_logit": True}, "single logit"),
         ({"activation": "tanh"}, "softmax or sigmoid"),
         ({"std": (1.0, 0.0, 1.0)}, "greater than 0"),
-        ({"mean": (0.5,)}, "three numbers"),
+        ({"mean": (0.5, 0.5)}, "three numbers"),
         ({"temperature": 0.0}, "greater than 0"),
         ({"input_size": 0}, "input_size is 0"),
     ],

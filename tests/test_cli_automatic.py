@@ -75,12 +75,12 @@ def test_from_images_and_classifier_to_a_model_in_the_time_given(
     code, shown, said = stylex(*command)
     assert (code, shown) == (143, ""), said
     assert "the same command continues" in said
-    for words in ("resolution 16:", "widths", "images/s", "batch 8:", "kimg in place of 120"):
+    for words in ("resolution 16:", "widths", "images/s", "batch 8:", "kimg in place of 150"):
         assert words in said, words
     run = Run.open(tmp_path / "run")
     recipe = run.config.recipe
     assert f"total {recipe.training.total_kimg:g} kimg" in said
-    assert 0 < recipe.training.total_kimg < 120
+    assert 0 < recipe.training.total_kimg < 150
     assert run.config.resolution == 16
     assert recipe.loss.adversarial_start_kimg == pytest.approx(recipe.training.total_kimg / 3, rel=1e-3)
 

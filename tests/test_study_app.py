@@ -130,7 +130,7 @@ def test_large_bodies_are_refused(url: str) -> None:
     chunks = iter([b"token=" + b"x" * 50_000, b"y" * 50_000])  # no length is told
     import http.client
 
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     connection.request("POST", "/answer", chunks, {"content-type": "application/x-www-form-urlencoded"})
     assert connection.getresponse().status == 413
 

@@ -239,7 +239,12 @@ def test_p_is_adjusted_every_fourth_update_alone() -> None:
     assert seen[2] < seen[3] < seen[7]
 
 
-ADA = ("training.augmentation=ada", "training.augmentation_kimg=0.05", "loss.r1_interval=2")
+ADA = (
+    "training.augmentation=ada",
+    "training.augmentation_kimg=0.05",
+    "loss.r1_interval=2",
+    "loss.adversarial_steps=[encode, sample, swap]",
+)
 
 
 def test_a_discriminator_that_overfits_raises_p_in_training(tmp_path: Path) -> None:
@@ -290,7 +295,7 @@ def test_only_the_discriminator_sees_augmented_images(
     assert networks.encoder is not None
     for name, module in (
         ("discriminator", networks.discriminator),
-        ("encoder", networks.encoder),
+        ("encoder", networks.encoder.from_rgb),
     ):
         module.register_forward_hook(lambda _, given, __, name=name: seen[name].append(given[0].detach()))
     for phase in ("generator", "discriminator", "r1"):

@@ -215,6 +215,10 @@ class Classifier(nn.Module):
                 probabilities, or is constant.
         """
         name = f"classifier '{self.architecture}'"
+        for key, weight in self.named_parameters():
+            # Fused convolutions turn NaN into 0 in their ReLU: logits alone would not tell.
+            if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+                raise ClassifierError(f"{name} has NaN or infinity in its weights ({key})")
         try:
             with torch.no_grad():
                 logits: Tensor = self(images)
