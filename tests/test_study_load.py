@@ -74,7 +74,7 @@ async def everybody(port: int, took: list[float], kept: list[tuple[str, int, str
 
 
 def one_round(run: Path, design: Design) -> float:
-    """Ask PEOPLE more people; what was acknowledged must be there after a kill. The 95th percentile, seconds."""
+    """Ask PEOPLE more; what was acknowledged must be there after a kill. The 95th percentile, seconds."""
     program = web_server.Program("study", "serve", str(run), "--port", "0")
     took: list[float] = []
     kept: list[tuple[str, int, str]] = []
@@ -101,7 +101,7 @@ def one_round(run: Path, design: Design) -> float:
 
 
 def test_two_hundred_at_once_lose_nothing_and_wait_little(tmp_path: Path) -> None:
-    """Nothing may be lost in any round; of the waiting the best of three counts, others use this machine too."""
+    """Nothing is lost in any round; of the waiting the best of three counts: the machine has other work."""
     design = study_samples.design(attributes=6, questions=3, attention=2)
     run = study_samples.run_with_study(tmp_path / "run", design)
     rounds: list[float] = []
