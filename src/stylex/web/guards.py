@@ -59,12 +59,13 @@ class Guards:
             await self._drain(receive)
             await self._too_large(scope, receive, send)
             return
-        got, begun = 0, False
+        got, begun, more = 0, False, True
 
         async def counted() -> Message:
-            nonlocal got
+            nonlocal got, more
             message = await receive()
             got += len(message.get("body", b""))
+            more = bool(message.get("more_body"))
             if got > self.max_body:
                 raise _TooLargeError
             return message
@@ -83,7 +84,8 @@ class Guards:
             await self.app(scope, counted, guarded)
         except _TooLargeError:
             if not begun:
-                await self._drain(receive)
+                if more:
+                    await self._drain(receive)
                 await self._too_large(scope, receive, send)
 
     async def _drain(self, receive: Receive) -> None:
