@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_attfind_and_a_report_on_a_plain_stylegan2(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stylex.attfind.search.SAMPLED_POOL", 40)
+    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
     monkeypatch.setattr("stylex.evaluation.measure.SAMPLED", 12)
     save(tmp_path / "g.pt", rosi)
     classifier = judge()

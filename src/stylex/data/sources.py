@@ -14,8 +14,10 @@ from stylex.data.fashion_mnist import list_fashion_mnist
 from stylex.data.folder import list_folder
 from stylex.data.images import Dataset, ImageSet, check_size
 from stylex.data.listing import Entry, Listing
+from stylex.data.options import split_source
+from stylex.data.records import TORCHVISION, is_saved_dataset, list_saved_dataset, list_torchvision
 from stylex.data.splits import SPLITS, Split
-from stylex.data.table import list_table
+from stylex.data.table import PARQUET, list_table
 from stylex.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -37,8 +39,9 @@ def load_dataset(
     """Load all images of a source, decoded and cut into three sets.
 
     Args:
-        source: a folder (see `folder.list_folder`), a CSV file (see `table.list_table`), `fashion-mnist` or
-            `fashion-mnist:FOLDER`.
+        source: a folder (see `folder.list_folder`), a CSV or Parquet file (see `table.list_table`), a data
+            set that Hugging Face's `save_to_disk` wrote, `torchvision:NAME@FOLDER`, `fashion-mnist` or
+            `fashion-mnist:FOLDER`; options behind a '#' (see `options.DataOptions`).
         size: pixels along a side, a power of two. None takes the size that all images have.
         group: the table's column whose equal values stay in one set, such as a patient.
         labelled: whether sub-folders or the label column are classes.
@@ -75,19 +78,28 @@ def load_dataset(
 
 def list_source(source: str | Path, group: str | None, labelled: bool) -> Listing:
     """What a source holds, nothing decoded yet. Raises DataError as `load_dataset` does."""
-    name, _, folder = str(source).partition(":")
-    if isinstance(source, str) and name == _NAMED:
+    plain, options = split_source(source)
+    name, _, folder = plain.partition(":")
+    if plain.startswith(TORCHVISION):
+        if group is not None or options.group is not None:
+            raise DataError(f"{source} has no columns to group by; leave the group out")
+        return list_torchvision(plain, options, labelled)
+    if name == _NAMED:
         if group is not None:
             raise DataError(f"{source} has no column {group!r} to group by; leave the group out")
         return list_fashion_mnist(Path(folder).expanduser() if folder else None)
-    path = Path(source).expanduser()
+    path = Path(plain).expanduser()
+    if path.is_dir() and is_saved_dataset(path):
+        return list_saved_dataset(path, options, group, labelled)
     if path.is_dir():
-        return list_folder(path, group=group, labelled=labelled)
-    if path.suffix.lower() == ".csv":
-        return list_table(path, group=group, labelled=labelled)
+        return list_folder(path, group=group, labelled=labelled, options=options)
+    if path.suffix.lower() in (".csv", *PARQUET):
+        return list_table(path, group=group, labelled=labelled, options=options)
     if path.exists():
-        raise DataError(f"{path}: give a folder of images or a .csv table, not a single file")
-    raise DataError(f"{path}: no such folder or table; named sets: {_NAMED}, {_NAMED}:FOLDER")
+        raise DataError(f"{path}: give a folder of images or a .csv or .parquet table, not a single file")
+    raise DataError(
+        f"{path}: no such folder or table; named sets: {_NAMED}[:FOLDER], {TORCHVISION}NAME@FOLDER"
+    )
 
 
 def _check_skipped(source: str | Path, listing: Listing, decoded: Decoded) -> None:
