@@ -60,6 +60,17 @@ class Attribute:
         return asdict(self)
 
 
+class Ranking(tuple[Attribute, ...]):
+    """Attributes, best first: a tuple that a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        from stylex.report.notebook import attributes_html
+
+        return attributes_html(self)
+
+
 @dataclass(frozen=True)
 class Findings:
     """What one search found: attributes by target class, and how many images it stood on.
@@ -158,10 +169,12 @@ def find_attributes(
                 f"all {others.sum()} images outside '{name}' are unstable, moved by nearly every coordinate; "
                 "train longer, or switch the filter off with --set unstable_threshold=null"
             )
-        picks[target] = _select(effects, target, settings, images, accept)
+        picks[target] = select(effects, target, settings, images, accept)
         alone = after[images]
         found[name] = tuple(
-            _attribute(space, name, rank, change, effects[images], alone, target, activation)
+            make_attribute(
+                space, name, rank, change, effects[images][..., target], in_class(alone, target, activation)
+            )
             for rank, change in enumerate(picks[target], 1)
         )
     merged: list[DirectedCoordinate] = []
@@ -181,7 +194,7 @@ def in_class(logits: npt.NDArray[np.float32], target: int, activation: Activatio
     return np.asarray(logits.argmax(axis=-1) == target)
 
 
-def _select(
+def select(
     effects: npt.NDArray[Any],
     target: int,
     settings: AttFindSettings,
@@ -213,10 +226,10 @@ def _select(
         for change in found:
             chosen.setdefault(change[1], change)
         return list(chosen.values())[: settings.count]
-    select = select_subset if settings.method == "subset" else select_removal
+    choose = select_subset if settings.method == "subset" else select_removal
     while len(chosen) < settings.count:
         limit = settings.count - len(chosen)
-        found = select(effects, target, limit, settings.max_image_effect, images=images, accept=open_)
+        found = choose(effects, target, limit, settings.max_image_effect, images=images, accept=open_)
         if not found:
             break
         for change in found:
@@ -224,19 +237,18 @@ def _select(
     return list(chosen.values())
 
 
-def _attribute(
+def make_attribute(
     space: StyleSpace,
     target_name: str,
     rank: int,
     change: DirectedCoordinate,
     effects: npt.NDArray[Any],
-    after: npt.NDArray[np.float32],
-    target: int,
-    activation: Activation,
+    reached: npt.NDArray[np.bool_],
 ) -> Attribute:
+    """An attribute with its figures: effects on the target and whether it was reached, both [N, 2, S]."""
     direction, coordinate = change
     place, channel = space.layer(coordinate)
-    values = effects[:, direction, coordinate, target].astype(np.float64)
+    values = effects[:, direction, coordinate].astype(np.float64)
     return Attribute(
         target=target_name,
         rank=rank,
@@ -247,6 +259,6 @@ def _attribute(
         channel=channel,
         effect=float(values.mean()),
         effect_std=float(values.std()),
-        flipped=float(in_class(after[:, direction, coordinate], target, activation).mean()),
+        flipped=float(reached[:, direction, coordinate].mean()),
         images=len(values),
     )

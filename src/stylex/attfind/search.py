@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stylex.attfind.attributes import Findings, effects_of, find_attributes, in_class
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
+from stylex.attfind.pairs import find_pairs, save_pairs
 from stylex.attfind.sweep import sweep
 from stylex.config import AttFindSettings
 from stylex.data import ImageSet
@@ -114,8 +115,12 @@ def search(
     images: ImageSet | None,
     settings: AttFindSettings,
     on_progress: OnProgress | None = None,
+    *,
+    one_vs_one: bool = False,
 ) -> Findings:
     """Find attributes and keep what was found in the run; goes on where an earlier search stopped.
+
+    With `one_vs_one` also those from every class to every other, in pairs.json (see `pairs.find_pairs`).
 
     Writes effects/ (logits after every change, a few images a shard), then styles.safetensors and
     attributes.json. A search with other settings, weights or images starts over; until it is done, the run
@@ -138,6 +143,10 @@ def search(
     )
     save_discovery(run, found, model, findings)
     save_findings(run, findings)
+    if one_vs_one:
+        activation = model.classifier.activation
+        found_pairs = find_pairs(before, after, found.space, model.class_names, settings, activation)
+        save_pairs(run, found_pairs, fingerprint(findings))
     return findings
 
 
@@ -173,7 +182,7 @@ def save_discovery(run: Run, found: Discovery, model: Model, findings: Findings)
         "names": list(found.names),
         "generator": checksum(model.generator.state_dict()),
         "classifier": model.classifier.fingerprint,
-        "attributes": _fingerprint(findings),
+        "attributes": fingerprint(findings),
     }
     write_tensors(run.path / "styles.safetensors", tensors, header)
 
@@ -200,7 +209,7 @@ def load_discovery(run: Run, model: Model) -> Discovery:
             f"{run.path}: the attributes belong to another classifier than the run has now; "
             f"run 'stylex attfind {run.path}' again"
         )
-    if header.get("attributes") not in (None, _fingerprint(load_findings(run))):
+    if header.get("attributes") not in (None, fingerprint(load_findings(run))):
         raise RunError(
             f"{run.path}: styles and attributes come from two searches, one of which was cut off; "
             f"run 'stylex attfind {run.path}' again"
@@ -213,7 +222,7 @@ def load_discovery(run: Run, model: Model) -> Discovery:
     return Discovery(tensors["latents"].to(device), styles, tensors["logits"], tuple(header["names"]), space)
 
 
-def _fingerprint(findings: Findings) -> str:
+def fingerprint(findings: Findings) -> str:
     """Of what was selected on how many images; names that people give change nothing."""
     parts = {
         "images": findings.images,

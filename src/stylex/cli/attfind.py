@@ -29,6 +29,9 @@ def attfind(
     ] = None,
     method: Annotated[str | None, typer.Option(help="subset, independent or removal.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Search setting, key=value.")] = None,
+    one_vs_one: Annotated[
+        bool, typer.Option("--one-vs-one", help="Also attributes from every class to every other.")
+    ] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Changed images synthesised at once.")] = None,
     data: OtherImages = None,
     device: Device = "auto",
@@ -59,6 +62,7 @@ def attfind(
             discovery,
             chosen_settings,
             on_progress=lambda done, total: display.update(task, completed=done, total=total),
+            one_vs_one=one_vs_one,
         )
     result(as_json, {"run": str(path), **findings.to_json()}, describe(findings))
 

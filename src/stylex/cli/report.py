@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -24,8 +25,13 @@ from stylex.run import Run
 def report(
     path: RunPath,
     data: OtherImages = None,
-    attributes: Annotated[int, typer.Option(min=1, help="Attributes shown for each class.")] = 10,
-    pairs: Annotated[int, typer.Option(min=1, help="Image pairs shown for each attribute.")] = 6,
+    attributes: Annotated[
+        int | None, typer.Option(min=1, help="Attributes shown for each class; by default 10, fewer of many.")
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Image pairs shown for each attribute; by default 6, fewer of many."),
+    ] = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
@@ -35,7 +41,7 @@ def report(
     from stylex.evaluation.measure import prepare
     from stylex.evaluation.stage import evaluate_run, is_evaluated
     from stylex.explainer import load_images, open_explainer
-    from stylex.report.compose import Amounts, write_report
+    from stylex.report.compose import amounts_for, write_report
 
     run = Run.open(path)
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
@@ -47,7 +53,9 @@ def report(
         if data is not None or not is_evaluated(explainer):  # figures and pictures of the same images
             evaluate_run(explainer, test, on_progress=lambda stage: note(f"measuring {stage}"))
         note("writing the report")
-        shown = Amounts(attributes=attributes, pairs=pairs)
+        shown = amounts_for(len(explainer.class_names))
+        said = {"attributes": attributes, "pairs": pairs}
+        shown = replace(shown, **{key: value for key, value in said.items() if value is not None})
         file = write_report(
             explainer, dataset, test, commands(run, explainer.findings.settings, shown), shown
         )

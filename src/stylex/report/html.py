@@ -23,6 +23,8 @@ CLASS_COLORS = 8
 """How many class colours style.css defines (`.k0` …); further classes begin again."""
 
 _AT_A_GLANCE = 3
+_FEW_TARGETS = 4
+"""Up to so many target classes everything is open; of more, pictures are folded away and contents are short."""
 _FACTS_ON_TOP = 6
 _NARROW_SPACE = "\u202f"
 _MINUS = "\u2212"
@@ -51,6 +53,7 @@ def render_html(content: ReportContent) -> str:
         DataError: a picture that is not uint8 [H, W, 3], or a heat map of another size than its pictures.
     """
     facts = list(content.facts.items())
+    many = len(content.targets) > _FEW_TARGETS
     script = asset("report.js")
     page = _environment().get_template("report.html")
     return page.render(
@@ -68,7 +71,8 @@ def render_html(content: ReportContent) -> str:
         color_of=lambda name: _color(content.class_names, name),
         verdict=lambda probabilities: max(range(len(probabilities)), key=probabilities.__getitem__),
         shares=SHARES,
-        at_a_glance=_AT_A_GLANCE,
+        at_a_glance=1 if many else _AT_A_GLANCE,
+        many=many,
     )
 
 
