@@ -1,4 +1,4 @@
-"""More than two classes: one against one, a target for each image, and a report of ten that stays readable."""
+"""More than two classes: one against one, a target for each image, a readable report of ten."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Explainer:
         return self.class_names[best]
 
     def _candidates(self, goal: str, styles: Tensor) -> tuple[Attribute, ...]:
-        """Attributes for an image: one-vs-all, and behind them those from its class that are not among them."""
+        """Attributes for an image: one-vs-all, and behind them the others from its class to the target."""
         attributes = self.findings.attributes[goal]
         if not self.pairs:
             return attributes

@@ -32,9 +32,9 @@ def find_pairs(
     """Attributes from every class to every other.
 
     The effect is the change of the target's log-odds against the image's own class alone,
-    (z_t − z_s) after − (z_t − z_s) before, on images of that class; for labels that do not exclude each other,
-    of the target's logit less the source's. The classes in between do not count (Lang et al. 2021 speak of
-    one-vs-one for more than two classes and give no formula; this is ours).
+    (z_t − z_s) after − (z_t − z_s) before, on images of that class; for labels that do not exclude each
+    other, of the target's logit less the source's. The classes in between do not count (Lang et al. 2021
+    speak of one-vs-one for more than two classes and give no formula; this is ours).
 
     Args:
         before: logits [N, K] of the unchanged images. after: [N, 2, S, K], after every change.

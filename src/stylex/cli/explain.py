@@ -66,7 +66,7 @@ def _goals(targets: list[str] | None, count: int) -> list[str | None]:
         raise ConfigError(
             f"--target is given {len(targets)} times for {count} images; give one, or one for each"
         )
-    return list(targets) * (count if len(targets) == 1 else 1)
+    return [*targets] * (count if len(targets) == 1 else 1)
 
 
 def _different(stems: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ CLASS_COLORS = 8
 
 _AT_A_GLANCE = 3
 _FEW_TARGETS = 4
-"""Up to so many target classes everything is open; of more, pictures are folded away and contents are short."""
+"""Of more target classes, pictures are folded away and the contents are short."""
 _FACTS_ON_TOP = 6
 _NARROW_SPACE = "\u202f"
 _MINUS = "\u2212"
