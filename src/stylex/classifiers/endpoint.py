@@ -130,7 +130,7 @@ class Endpoint(nn.Module):
             found = np.empty(0, np.float32)
         if found.ndim == 1 and len(found) == len(rows) and len(rows):
             found = found[:, None]
-        if found.ndim != 2 :
+        if found.ndim != 2 or len(found) != len(rows):
             what = f"{len(found)} rows" if found.ndim == 2 else "no list of lists of numbers"
             raise ClassifierError(
                 f"{self.url}: was sent {len(rows)} images and answered with {what}; expected "

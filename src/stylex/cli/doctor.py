@@ -23,7 +23,6 @@ from stylex.cli.output import (
 OPTIONAL = {
     "timm": "timm",
     "transformers": "hf",
-    "datasets": "hf",
     "onnx2torch": "onnx",
     "onnxruntime": "onnx",
     "python_avatars": "avatars",
