@@ -22,6 +22,7 @@ from stylex.attfind.search import save_findings
 from stylex.counterfactuals import Counterfactual, explain_styles
 from stylex.data import Dataset, decode_image, load_dataset
 from stylex.data.decode import to_rgb, to_square
+from stylex.data.options import DataOptions, split_source
 from stylex.errors import ConfigError, DataError, RunError
 from stylex.hardware import Hardware, Precision
 from stylex.model import Model, load_model
@@ -117,6 +118,20 @@ class Explainer:
         values = self.model.classifier.probabilities(logits)[0].tolist()
         return dict(zip(self.class_names, values, strict=True))
 
+    @property
+    def _options(self) -> DataOptions:
+        """How the run's images were decoded, and so every other image is."""
+        return split_source(self.run.config.data)[1]
+
+    def decode(self, image: Path) -> npt.NDArray[np.uint8]:
+        """An image file as the run's images were decoded: uint8 [R, R, 3].
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        options = self._options
+        return decode_image(image, self.run.config.resolution, fit=options.fit, window=options.window)
+
     def _target(self, target: str) -> str:
         if target not in self.class_names:
             raise ConfigError(f"no class '{target}'; the classifier knows {', '.join(self.class_names)}")
@@ -135,10 +150,10 @@ class Explainer:
                 raise DataError(f"{wanted}; this one goes from {low:.3g} to {high:.3g}")
             return tensor.to(self.model.hardware.device)
         if isinstance(image, str | Path):
-            pixels = decode_image(Path(image), size)
+            pixels = self.decode(Path(image))
         else:
             picture = image if isinstance(image, Image.Image) else _picture(image)
-            pixels = to_square(to_rgb(ImageOps.exif_transpose(picture)), size)
+            pixels = to_square(to_rgb(ImageOps.exif_transpose(picture)), size, self._options.fit)
         return (torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]).to(
             self.model.hardware.device
         )

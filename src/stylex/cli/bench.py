@@ -173,3 +173,25 @@ def attfind(
             peers = each.peer_evaluations_per_second
             lines.append(f"  the peer: {peers:.2f} evaluations/s; the sweep is {each.speedup:.1f} × as fast")
     result(as_json, found.to_json(), "\n".join(lines))
+
+
+@app.command("loader")
+def loader(
+    data: Annotated[str, typer.Argument(help="Images, as for 'stylex train --data'.")],
+    size: Annotated[int, typer.Option(help="Pixels along a side, a power of two.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long batches are drawn.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Loading alone: images/s in random batches from the memory-mapped file, and decoded once."""
+    from stylex.benchmarks.loader import bench_loader
+    from stylex.benchmarks.machine import describe
+
+    hardware = choose_hardware("cpu", "fp32", None)
+    found = bench_loader(describe(hardware), data, size=size, batch_size=batch_size, seconds=seconds)
+    text = (
+        f"machine: {found.machine}\n{found.images} images of {size} px: decoded once at "
+        f"{found.decoded_per_second:.0f} images/s into {found.megabytes:.0f} MB, then loaded in batches of "
+        f"{batch_size} at {found.loaded_per_second:.0f} images/s"
+    )
+    result(as_json, found.to_json(), text)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, result
-from stylex.data import decode_image
 from stylex.explainer import DEMO, demo_folder, open_explainer
 from stylex.report.counterfactuals import SUFFIXES
 from stylex.run import Run
@@ -33,7 +32,7 @@ def explain(
     folder = out or (Path("stylex-explain") if demo else path / "explain")
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
     for image in images:  # before any work: one that cannot be read must not leave half an answer
-        decode_image(image, run.config.resolution)
+        explainer.decode(image)
     found = []
     stems = _different([image.stem for image in images])
     for image, stem in zip(images, stems, strict=True):

@@ -38,7 +38,9 @@ CHECKED = 64
 
 def train(
     out: Annotated[Path, typer.Option("--out", help="Run directory; an existing run is continued.")],
-    data: Annotated[str | None, typer.Option(help="Folder, CSV or fashion-mnist[:PATH].")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder, table or data set (docs/data.md); options behind a #.")
+    ] = None,
     classifier: Annotated[
         str | None,
         typer.Option(help="File, folder, URL or name (docs/bring-your-own.md); options behind a #."),

@@ -57,7 +57,7 @@ def decode_all(
     """
     if use_cache:
         try:
-            folder = cache_folder() / f"{_hash(listing.home)[:16]}-{size}"
+            folder = cache_folder() / f"{_hash(listing.home + listing.decoding)[:16]}-{size}"
             folder.mkdir(parents=True, exist_ok=True)
             key = _key(listing, size)
             decoded = _load(folder, key, size) or _build(folder, key, listing, size, on_progress)
@@ -154,7 +154,8 @@ def _decoded(images: npt.NDArray[np.uint8], index: _Index) -> Decoded:
 
 def _key(listing: Listing, size: int) -> str:
     rows = [[entry.name, entry.stamp] for entry in listing.entries]
-    return _hash(json.dumps([_FORMAT, size, rows]))[:32]
+    asked = [_FORMAT, size, rows] + ([listing.decoding] if listing.decoding else [])
+    return _hash(json.dumps(asked))[:32]
 
 
 def _hash(text: str) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from stylex.data.dicom import Window, dicom_size, is_dicom, open_dicom, require_pydicom
+from stylex.data.options import Fit
 from stylex.errors import DataError
 
 
@@ -19,8 +21,12 @@ class UnreadableImageError(DataError):
 _DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
-def decode_image(path: str | Path, size: int) -> npt.NDArray[np.uint8]:
+def decode_image(
+    path: str | Path, size: int, *, fit: Fit = "crop", window: Window | None = None
+) -> npt.NDArray[np.uint8]:
     """Read an image file: turned as its EXIF data say, on white, the central square, Lanczos to `size`.
+
+    With `fit` "pad" the whole image on black. DICOM files go through `window`, see `dicom.open_dicom`.
 
     Greyscale, palette, CMYK and 16-bit images become 8-bit RGB; of several frames the first counts.
 
@@ -30,16 +36,21 @@ def decode_image(path: str | Path, size: int) -> npt.NDArray[np.uint8]:
     Raises:
         UnreadableImageError: the file is missing, truncated, or no image; the message names it.
     """
-    return to_square(open_image(path), size)
+    return to_square(open_image(path, window), size, fit)
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, window: Window | None = None) -> Image.Image:
     """Read an image file as an upright RGB image at its own size.
 
     Raises:
         UnreadableImageError: as for `decode_image`.
     """
+    dicom = is_dicom(path)
+    if dicom:
+        require_pydicom()
     try:
+        if dicom:
+            return open_dicom(path, window)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
@@ -57,6 +68,8 @@ def open_image(path: str | Path) -> Image.Image:
 def upright_size(path: str | Path) -> tuple[int, int]:
     """Width and height as the image is seen (EXIF rotation counted), from the head of the file alone."""
     try:
+        if is_dicom(path):
+            return dicom_size(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
@@ -82,9 +95,16 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def to_square(picture: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    """The central square of an RGB image, resized with Lanczos: uint8 [size, size, 3]."""
+def to_square(picture: Image.Image, size: int, fit: Fit = "crop") -> npt.NDArray[np.uint8]:
+    """The central square of an RGB image ("pad": the whole, on black), by Lanczos: uint8 [size, size, 3]."""
     width, height = picture.size
+    if fit == "pad" and width != height:
+        scale = size / max(width, height)
+        inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+        square = Image.new("RGB", (size, size))
+        place = ((size - inner[0]) // 2, (size - inner[1]) // 2)
+        square.paste(picture.resize(inner, Image.Resampling.LANCZOS), place)
+        return np.asarray(square)
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     square = picture.crop((left, top, left + side, top + side))

@@ -8,19 +8,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stylex.data.decode import UnreadableImageError, open_image, to_square, upright_size
+from stylex.data.decode import UnreadableImageError, decode_image, upright_size
 from stylex.data.images import check_size
 from stylex.data.listing import Entry, Listing, in_order
+from stylex.data.options import DataOptions
 from stylex.errors import DataError
 
+DEFAULT = DataOptions()
+"""Nothing said: the central square."""
 
-def list_files(name: str, root: Path, home: Path, entries: Sequence[Entry]) -> Listing:
+
+def list_files(
+    name: str, root: Path, home: Path, entries: Sequence[Entry], options: DataOptions = DEFAULT
+) -> Listing:
     """The listing of `entries`, whose names are paths under `root`; messages name `home`."""
     ordered = in_order(entries)
     classes = sorted({entry.label for entry in ordered if entry.label is not None})
 
     def read(entry: Entry, size: int) -> npt.NDArray[np.uint8]:
-        return to_square(open_image(root / entry.name), size)
+        return decode_image(root / entry.name, size, fit=options.fit, window=options.window)
 
     return Listing(
         name=name,
@@ -30,6 +36,7 @@ def list_files(name: str, root: Path, home: Path, entries: Sequence[Entry]) -> L
         read=read,
         native_size=lambda: _native_size(home, root, ordered),
         side=lambda entry: min(upright_size(root / entry.name)),
+        decoding=options.decoding,
     )
 
 

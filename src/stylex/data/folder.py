@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stylex.data.files import list_files
+from stylex.data.files import DEFAULT, list_files
 from stylex.data.listing import Entry, Listing, assign_splits, file_stamp
+from stylex.data.options import DataOptions
 from stylex.data.splits import official_splits
 from stylex.data.table import list_table
 from stylex.errors import DataError
@@ -16,7 +17,9 @@ TABLE = "factors.csv"
 """The table that, where it lies in a folder, says which files count and what is known of them."""
 
 
-def list_folder(folder: Path, *, group: str | None = None, labelled: bool = True) -> Listing:
+def list_folder(
+    folder: Path, *, group: str | None = None, labelled: bool = True, options: DataOptions = DEFAULT
+) -> Listing:
     """List a folder: the rows of its factors.csv, or else every file in it that is not hidden.
 
     Sub-folders of the first level are the classes, unless one is called `training` or `train`: then they are
@@ -27,7 +30,7 @@ def list_folder(folder: Path, *, group: str | None = None, labelled: bool = True
         DataError: no such folder, no file in it, files beside class folders, `group` without a table.
     """
     if (folder / TABLE).is_file():
-        return list_table(folder / TABLE, group=group, labelled=labelled, name=folder.name)
+        return list_table(folder / TABLE, group=group, labelled=labelled, name=folder.name, options=options)
     if group is not None:
         raise DataError(f"{folder}: a group column ({group!r}) needs a table, {TABLE}, in the folder")
     names = sorted(_files(folder))
@@ -48,7 +51,7 @@ def list_folder(folder: Path, *, group: str | None = None, labelled: bool = True
         Entry(name=name, split=split, stamp=file_stamp(folder / name), label=label)
         for name, split, label in zip(names, splits, labels, strict=True)
     ]
-    return list_files(folder.name, folder, folder, entries)
+    return list_files(folder.name, folder, folder, entries, options)
 
 
 def _files(folder: Path) -> Iterator[str]:

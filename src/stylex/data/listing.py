@@ -32,7 +32,8 @@ class Listing:
 
     `read(entry, size)` gives uint8 [size, size, 3] or raises UnreadableImageError. `native_size` looks up the
     size that all images share, a power of two, or raises DataError. `side(entry)` is the shorter side of one
-    image in pixels, or raises UnreadableImageError. `home` tells this source from others.
+    image in pixels, or raises UnreadableImageError. `home` tells this source from others; `decoding` is
+    what was asked for that changes the pixels.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Listing:
     read: Reader
     native_size: Callable[[], int]
     side: Callable[[Entry], int]
+    decoding: str = ""
 
 
 def assign_splits(

@@ -14,9 +14,11 @@ from stylex.data.fashion_mnist import list_fashion_mnist
 from stylex.data.folder import list_folder
 from stylex.data.images import Dataset, ImageSet, check_size
 from stylex.data.listing import Entry, Listing
+from stylex.data.options import split_source
 from stylex.data.published import PUBLISHED, only_classes
+from stylex.data.records import TORCHVISION, is_saved_dataset, list_saved_dataset, list_torchvision
 from stylex.data.splits import SPLITS, Split
-from stylex.data.table import list_table
+from stylex.data.table import PARQUET, list_table
 from stylex.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -38,9 +40,11 @@ def load_dataset(
     """Load all images of a source, decoded and cut into three sets.
 
     Args:
-        source: a folder (see `folder.list_folder`), a CSV file (see `table.list_table`), `fashion-mnist`,
-            `fashion-mnist:FOLDER`, or `afhq:FOLDER`, `ffhq:FOLDER`, `celeba:FOLDER` (see `published`); after
-            `#` classes to keep (`fashion-mnist#Shirt,Coat`) or, of CelebA, the attribute.
+        source: a folder (see `folder.list_folder`), a CSV or Parquet file (see `table.list_table`), a data
+            set that Hugging Face's `save_to_disk` wrote, `torchvision:NAME@FOLDER`; behind a '#' options (see
+            `options.DataOptions`). Or `fashion-mnist`, `fashion-mnist:FOLDER`, `afhq:FOLDER`, `ffhq:FOLDER`,
+            `celeba:FOLDER` (see `published`); after `#` classes to keep (`fashion-mnist#Shirt,Coat`) or, of
+            CelebA, the attribute.
         size: pixels along a side, a power of two. None takes the size that all images have.
         group: the table's column whose equal values stay in one set, such as a patient.
         labelled: whether sub-folders or the label column are classes.
@@ -88,14 +92,23 @@ def list_source(source: str | Path, group: str | None, labelled: bool) -> Listin
         if not folder:
             raise DataError(f"{source}: say where it is: {name}:FOLDER")
         return PUBLISHED[name](Path(folder).expanduser(), option)
-    path = Path(source).expanduser()
+    plain, options = split_source(source)
+    if plain.startswith(TORCHVISION):
+        if group is not None or options.group is not None:
+            raise DataError(f"{source} has no columns to group by; leave the group out")
+        return list_torchvision(plain, options, labelled)
+    path = Path(plain).expanduser()
+    if path.is_dir() and is_saved_dataset(path):
+        return list_saved_dataset(path, options, group, labelled)
     if path.is_dir():
-        return list_folder(path, group=group, labelled=labelled)
-    if path.suffix.lower() == ".csv":
-        return list_table(path, group=group, labelled=labelled)
+        return list_folder(path, group=group, labelled=labelled, options=options)
+    if path.suffix.lower() in (".csv", *PARQUET):
+        return list_table(path, group=group, labelled=labelled, options=options)
     if path.exists():
-        raise DataError(f"{path}: give a folder of images or a .csv table, not a single file")
-    named = ", ".join([_NAMED, *(f"{each}:FOLDER" for each in (_NAMED, *PUBLISHED))])
+        raise DataError(f"{path}: give a folder of images or a .csv or .parquet table, not a single file")
+    named = ", ".join(
+        [_NAMED, *(f"{each}:FOLDER" for each in (_NAMED, *PUBLISHED)), f"{TORCHVISION}NAME@FOLDER"]
+    )
     raise DataError(f"{path}: no such folder or table; named sets: {named}")
 
 

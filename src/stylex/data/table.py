@@ -1,4 +1,4 @@
-"""Images that a table (CSV) names, with what it says of them."""
+"""Images that a table (CSV or Parquet) names, with what it says of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stylex.data.files import list_files
+from stylex.data.files import DEFAULT, list_files
 from stylex.data.listing import Entry, Listing, assign_splits, file_stamp
+from stylex.data.options import DataOptions
 from stylex.data.splits import official_splits
 from stylex.errors import DataError
 
@@ -17,26 +18,40 @@ _LABEL_COLUMNS = ("label", "class")
 _SPLIT_COLUMN = "split"
 GROUP_COLUMN = "group"
 
+PARQUET = (".parquet", ".pq")
+"""Endings of Parquet files."""
+
 
 def list_table(
-    table: Path, *, group: str | None = None, labelled: bool = True, name: str | None = None
+    table: Path,
+    *,
+    group: str | None = None,
+    labelled: bool = True,
+    name: str | None = None,
+    options: DataOptions = DEFAULT,
 ) -> Listing:
-    """List the images of a CSV with a header row.
+    """List the images of a CSV with a header row, or of a Parquet file.
 
     Columns: `file` (or filename, path, image), relative to the table's folder; where they exist, `label` (or
     class) and `split` (training, discovery or val, test); all others are factors, except the one
     called `group`. Rows with equal values in the group column (`group`, or the one that the argument names)
-    stay in one set; rows without a value stand alone.
+    stay in one set; rows without a value stand alone. The options may name the columns otherwise.
 
     Raises:
         DataError: an unreadable table, a missing column, a bad row (by number), a file named twice.
     """
-    rows = _rows(table)
+    rows = _parquet_rows(table) if table.suffix.lower() in PARQUET else _rows(table)
     columns = tuple(rows[0]) if rows else ()
-    file_column = _column(table, columns, _FILE_COLUMNS)
+    named = options.columns
+    strange = [value for key, value in named.items() if value not in columns and key != "image"]
+    if strange:
+        raise DataError(f"{table}: no column is called {strange[0]!r}; there are {', '.join(columns)}")
+    group = group or named.get("group")
+    split_column = named.get("split", _SPLIT_COLUMN)
+    file_column = named.get("file") or _column(table, columns, _FILE_COLUMNS)
     if file_column is None:
         raise DataError(f"{table}: no column says which file a row is about; call one of them 'file'")
-    label_column = _column(table, columns, _LABEL_COLUMNS) if labelled else None
+    label_column = (named.get("label") or _column(table, columns, _LABEL_COLUMNS)) if labelled else None
     if group is not None and group not in columns:
         raise DataError(f"{table}: no column is called {group!r} to group by; there are {', '.join(columns)}")
     if group is None and GROUP_COLUMN in columns:
@@ -49,13 +64,13 @@ def list_table(
             f"{table}: {twice[0]} is named {names.count(twice[0])} times; keep one row for each file"
         )
     keys = [row[group] or row[file_column] for row in rows] if group is not None else names
-    parts = [row[_SPLIT_COLUMN] for row in rows] if _SPLIT_COLUMN in columns else None
+    parts = [row[split_column] for row in rows] if split_column in columns else None
     if parts is not None and official_splits(parts, str(table)) is None:
         raise DataError(
-            f"{table}: the column {_SPLIT_COLUMN!r} never says training (or train); rename it, or do"
+            f"{table}: the column {split_column!r} never says training (or train); rename it, or do"
         )
     splits = assign_splits(names, keys, parts, str(table))
-    known = {file_column, label_column, _SPLIT_COLUMN, GROUP_COLUMN}
+    known = {file_column, label_column, split_column, GROUP_COLUMN}
     entries = [
         Entry(
             name=row[file_column],
@@ -66,7 +81,23 @@ def list_table(
         )
         for row, split in zip(rows, splits, strict=True)
     ]
-    return list_files(name or table.stem, table.parent, table, entries)
+    return list_files(name or table.stem, table.parent, table, entries, options)
+
+
+def _parquet_rows(table: Path) -> list[Mapping[str, str]]:
+    """The rows as text; what is missing is empty."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{table}: needs the package pyarrow: pip install 'stylex[parquet]'") from None
+    try:
+        content = pyarrow.parquet.read_table(table).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{table}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+    if not content:
+        raise DataError(f"{table} has no row: name at least one image")
+    return [{key: "" if value is None else str(value) for key, value in row.items()} for row in content]
 
 
 def _rows(table: Path) -> list[Mapping[str, str]]:
