@@ -111,6 +111,12 @@ class Counterfactual:
             "changes": [{"amount": change.amount, **change.attribute.to_json()} for change in self.changes],
         }
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from stylex.report.notebook import counterfactual_html
+
+        return counterfactual_html(self)
+
     def save(self, path: str | Path) -> None:
         """Write .png (original, reconstruction, edited, side by side), .gif (flicker) or .json, by suffix.
 

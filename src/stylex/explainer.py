@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from stylex import hardware
 from stylex.attfind import Attribute, Discovery, Findings, load_discovery, load_findings
+from stylex.attfind.attributes import Ranking, in_class
 from stylex.attfind.names import with_name
-from stylex.attfind.search import save_findings
+from stylex.attfind.pairs import Pairs, load_pairs
+from stylex.attfind.search import fingerprint, save_findings
 from stylex.counterfactuals import Counterfactual, explain_styles
 from stylex.data import Dataset, decode_image, load_dataset
 from stylex.data.decode import to_rgb, to_square
@@ -63,16 +66,39 @@ class Explainer:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def attributes(self, target: str) -> tuple[Attribute, ...]:
+    def attributes(self, target: str, *, against: str | None = None) -> Ranking:
         """Attributes that move images towards the class `target`, best first.
+
+        Args:
+            against: only images of this class, and against this class alone (one-vs-one).
 
         Raises:
             ConfigError: no class of that name.
+            RunError: one-vs-one attributes were not searched, or there was no image of that class.
         """
-        return self.findings.attributes[self._target(target)]
+        goal = self._target(target)
+        if against is None:
+            return Ranking(self.findings.attributes[goal])
+        found = self.pairs.get((self._target(against), goal))
+        if found is None:
+            raise RunError(
+                f"{self.run.path}: no attributes from '{against}' to '{target}'; "
+                f"'stylex attfind {self.run.path} --one-vs-one' finds them"
+            )
+        return Ranking(found)
 
-    def counterfactual(self, image: ImageLike, target: str, *, name: str | None = None) -> Counterfactual:
+    @cached_property
+    def pairs(self) -> Pairs:
+        """One-vs-one attributes, where they were searched."""
+        return load_pairs(self.run, fingerprint(self.findings))
+
+    def counterfactual(
+        self, image: ImageLike, target: str | None = None, *, name: str | None = None
+    ) -> Counterfactual:
         """The fewest attributes that make the classifier see `target`, each moved no farther than needed.
+
+        Without a target it is, for each image, the most probable class that it does not count as. Where
+        one-vs-one attributes were searched, those from the image's class to the target are tried too.
 
         Args:
             image: a file, a PIL image, uint8 [H, W, 3], or a float tensor [3, H, W] or [1, 3, H, W] in [-1,
@@ -83,11 +109,12 @@ class Explainer:
             DataError: the image cannot be read.
             RunError: the model has no encoder, so it cannot take images.
         """
-        goal = self._target(target)
         tensor = self._tensor(image)
-        styles = self.model.styles(self.model.encode(tensor)[0])
+        latents, logits = self.model.encode(tensor)
+        goal = self.likely_target(logits) if target is None else self._target(target)
+        styles = self.model.styles(latents)
         shown = name or (Path(image).name if isinstance(image, str | Path) else "image")
-        attributes = self.findings.attributes[goal]
+        attributes = self._candidates(goal, styles)
         return explain_styles(
             self.model, self.discovery.space, attributes, styles, goal, image=tensor, name=shown
         )
@@ -111,6 +138,25 @@ class Explainer:
             findings = with_name(stored, coordinate, name)
             save_findings(self.run, findings)
         self.findings = findings
+
+    def likely_target(self, logits: Tensor) -> str:
+        """The most probable class of logits [1, K] that the image does not count as; of two the other."""
+        row = logits[0].float().cpu().numpy()
+        activation = self.model.classifier.activation
+        open_ = [k for k in range(len(row)) if not in_class(row, k, activation)]
+        best = max(open_ or range(len(row)), key=lambda k: float(row[k]))
+        return self.class_names[best]
+
+    def _candidates(self, goal: str, styles: Tensor) -> tuple[Attribute, ...]:
+        """Attributes for an image: one-vs-all, and behind them the others from its class to the target."""
+        attributes = self.findings.attributes[goal]
+        if not self.pairs:
+            return attributes
+        logits = self.model.classify(self.model.synthesise(styles))
+        source = self.class_names[int(logits[0].argmax())]
+        known = {entry.change for entry in attributes}
+        more = self.pairs.get((source, goal), ())
+        return attributes + tuple(entry for entry in more if entry.change not in known)
 
     def probabilities(self, image: ImageLike) -> dict[str, float]:
         """The classifier's probability of every class on an image."""

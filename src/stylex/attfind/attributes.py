@@ -62,6 +62,17 @@ class Attribute:
         return asdict(self)
 
 
+class Ranking(tuple[Attribute, ...]):
+    """Attributes, best first: a tuple that a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        from stylex.report.notebook import attributes_html
+
+        return attributes_html(self)
+
+
 @dataclass(frozen=True)
 class Findings:
     """What one search found: attributes by target class, and how many images it stood on.
@@ -166,7 +177,7 @@ def find_attributes(
                 f"all {others.sum()} images outside '{name}' are unstable, moved by nearly every coordinate; "
                 "train longer, or switch the filter off with --set unstable_threshold=null"
             )
-        picks[target] = _select(effects, target, settings, images, accept)
+        picks[target] = select(effects, target, settings, images, accept)
         searched[target] = images
     flips = _flips(after, picks, searched, activation)
     found = {
@@ -194,7 +205,7 @@ def in_class(logits: npt.NDArray[np.float32], target: int, activation: Activatio
     return np.asarray(logits.argmax(axis=-1) == target)
 
 
-def _select(
+def select(
     effects: EffectsArray,
     target: int,
     settings: AttFindSettings,
@@ -226,10 +237,10 @@ def _select(
         for change in found:
             chosen.setdefault(change[1], change)
         return list(chosen.values())[: settings.count]
-    select = select_subset if settings.method == "subset" else select_removal
+    choose = select_subset if settings.method == "subset" else select_removal
     while len(chosen) < settings.count:
         limit = settings.count - len(chosen)
-        found = select(effects, target, limit, settings.max_image_effect, images=images, accept=open_)
+        found = choose(effects, target, limit, settings.max_image_effect, images=images, accept=open_)
         if not found:
             break
         for change in found:

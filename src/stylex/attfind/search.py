@@ -19,6 +19,7 @@ from stylex.attfind.class_effects import class_effects
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
 from stylex.attfind.measuring import OnProgress, measure
 from stylex.attfind.names import with_names_of
+from stylex.attfind.pairs import find_pairs, save_pairs
 from stylex.attfind.shards import Record, Shards
 from stylex.attfind.sweep import OnChanges
 from stylex.config import AttFindSettings
@@ -120,6 +121,7 @@ def search(
     on_changes: OnChanges | None = None,
     memory: int | None = None,
     world: World = ALONE,
+    one_vs_one: bool = False,
 ) -> Findings:
     """Find attributes and keep what was found in the run; goes on where an earlier search stopped.
 
@@ -133,6 +135,7 @@ def search(
         on_changes: called after every batch with the number of changes that it measured.
         memory: bytes that the sweep may take; by default half of what is free.
         world: the processes that share the images; the first one alone needs `images`, and writes.
+        one_vs_one: also find those from every class to every other, into pairs.json (see `pairs`).
 
     Raises:
         DataError: there are no images, or none outside (or inside) some class.
@@ -161,6 +164,10 @@ def search(
         findings = _with_earlier_names(run, model, _selected(run, model, found, shards, settings))
         save_discovery(run, found, model, findings)
         save_findings(run, findings)
+        if one_vs_one:
+            before, activation = found.logits.numpy(), model.classifier.activation
+            pairs = find_pairs(before, shards, found.space, model.class_names, settings, activation)
+            save_pairs(run, pairs, fingerprint(findings))
         content = findings.to_json()
     return Findings.from_json(world.share(content)[0])
 
@@ -279,7 +286,7 @@ def save_discovery(run: Run, found: Discovery, model: Model, findings: Findings)
         "names": list(found.names),
         "generator": checksum(model.generator.state_dict()),
         "classifier": model.classifier.fingerprint,
-        "attributes": _fingerprint(findings),
+        "attributes": fingerprint(findings),
     }
     write_tensors(run.path / "styles.safetensors", tensors, header)
 
@@ -306,7 +313,7 @@ def load_discovery(run: Run, model: Model) -> Discovery:
             f"{run.path}: the attributes belong to another classifier than the run has now; "
             f"run 'stylex attfind {run.path}' again"
         )
-    if header.get("attributes") not in (None, _fingerprint(load_findings(run))):
+    if header.get("attributes") not in (None, fingerprint(load_findings(run))):
         raise RunError(
             f"{run.path}: styles and attributes come from two searches, one of which was cut off; "
             f"run 'stylex attfind {run.path}' again"
@@ -314,7 +321,7 @@ def load_discovery(run: Run, model: Model) -> Discovery:
     return _restored(model, tensors, header["names"])
 
 
-def _fingerprint(findings: Findings) -> str:
+def fingerprint(findings: Findings) -> str:
     """Of what was selected on how many images; names that people give change nothing."""
     parts = {
         "images": findings.images,

@@ -22,7 +22,7 @@ SECONDS = 2.0
 
 @dataclass(frozen=True)
 class LoaderBenchmark:
-    """Images decoded a second, once; and images a second in batches from the memory-mapped file, each time."""
+    """Images a second: decoded, which happens once, and in batches from the memory-mapped file."""
 
     machine: Machine
     images: int

@@ -32,6 +32,9 @@ def attfind(
     ] = None,
     method: Annotated[str | None, typer.Option(help="subset, independent or removal.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Search setting, key=value.")] = None,
+    one_vs_one: Annotated[
+        bool, typer.Option("--one-vs-one", help="Also attributes from every class to every other.")
+    ] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Changed images synthesised at once.")] = None,
     memory: Annotated[
         str | None,
@@ -56,7 +59,7 @@ def attfind(
     with parallel.joined(device=device) as world:
         hardware = hardware_of_all(device, precision, threads, world)
         with run.locked() if world.first else nullcontext():
-            findings = _search(run, hardware, chosen_settings, data, most, world)
+            findings = _search(run, hardware, chosen_settings, data, most, world, one_vs_one)
     if world.first:
         result(as_json, {"run": str(path), **findings.to_json()}, describe(findings))
 
@@ -68,6 +71,7 @@ def _search(
     data: str | None,
     memory: int | None,
     world: World,
+    one_vs_one: bool,
 ) -> Findings:
     """One process's part; the first one reads the images and shows progress."""
     from stylex.attfind import search
@@ -90,6 +94,7 @@ def _search(
             on_changes=view.on_changes,
             memory=memory,
             world=world,
+            one_vs_one=one_vs_one,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, result
+from stylex.errors import ConfigError
 from stylex.explainer import DEMO, demo_folder, open_explainer
 from stylex.report.counterfactuals import SUFFIXES
 from stylex.run import Run
@@ -17,7 +18,14 @@ from stylex.run import Run
 def explain(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or 'demo'.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…")],
-    target: Annotated[str, typer.Option("--target", help="Class that the image should count as.")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            help="Class that the images should count as, once for all or once for each; by default the most "
+            "probable class that an image is not.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the files; by default RUN/explain.")
     ] = None,
@@ -35,9 +43,9 @@ def explain(
         explainer.decode(image)
     found = []
     stems = _different([image.stem for image in images])
-    for image, stem in zip(images, stems, strict=True):
-        counterfactual = explainer.counterfactual(image, target)
-        name = f"{stem}-{target}".replace("/", "_")
+    for image, stem, goal in zip(images, stems, _goals(target, len(images)), strict=True):
+        counterfactual = explainer.counterfactual(image, goal)
+        name = f"{stem}-{counterfactual.target}".replace("/", "_")
         files = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
         for file in files:
             counterfactual.save(file)
@@ -48,6 +56,17 @@ def explain(
             result(False, None, f"{counterfactual.answer}\n    {', '.join(str(file) for file in files)}")
     if as_json:
         result(True, {"run": str(path), "explanations": found}, "")
+
+
+def _goals(targets: list[str] | None, count: int) -> list[str | None]:
+    """A target for each image; None leaves it to the image."""
+    if not targets:
+        return [None] * count
+    if len(targets) not in (1, count):
+        raise ConfigError(
+            f"--target is given {len(targets)} times for {count} images; give one, or one for each"
+        )
+    return [*targets] * (count if len(targets) == 1 else 1)
 
 
 def _different(stems: list[str]) -> list[str]:

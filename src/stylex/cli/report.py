@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,8 +29,12 @@ SITE_PAIRS = 12
 def report(
     path: RunPath,
     data: OtherImages = None,
-    attributes: Annotated[int, typer.Option(min=1, help="Attributes shown for each class.")] = 10,
-    pairs: Annotated[int, typer.Option(min=1, help="Image pairs shown for each attribute.")] = 6,
+    attributes: Annotated[
+        int | None, typer.Option(min=1, help="Attributes of each class; by default 10, fewer of many.")
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="Image pairs of each attribute; by default 6, fewer of many.")
+    ] = None,
     site: Annotated[
         Path | None, typer.Option("--site", help="Folder for a static site, to be served by any web host.")
     ] = None,
@@ -46,7 +51,7 @@ def report(
     from stylex.evaluation.stage import evaluate_run, is_evaluated
     from stylex.explainer import load_images, open_explainer
     from stylex.report import site as sites
-    from stylex.report.compose import Amounts, compose, write_page
+    from stylex.report.compose import amounts_for, compose, write_page
 
     run = Run.open(path)
     if site is not None:
@@ -60,8 +65,12 @@ def report(
         if not is_evaluated(explainer, test):  # figures and pictures of the same images
             evaluate_run(explainer, test, source=data, on_progress=lambda stage: note(f"measuring {stage}"))
         note("writing the report")
-        shown = Amounts(attributes=attributes, pairs=pairs)
-        more = Amounts(attributes=attributes, pairs=max(pairs, SITE_PAIRS)) if site is not None else shown
+        said = {"attributes": attributes, "pairs": pairs}
+        shown = replace(
+            amounts_for(len(explainer.class_names)),
+            **{key: value for key, value in said.items() if value is not None},
+        )
+        more = replace(shown, pairs=max(shown.pairs, SITE_PAIRS)) if site is not None else shown
         command = commands(run, explainer.findings.settings, shown)
         content = compose(explainer, dataset, test, command, more)
         if without_images:

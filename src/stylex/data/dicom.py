@@ -80,7 +80,7 @@ def _whole_range(values: npt.NDArray[np.floating]) -> Window:
     return (low + high) / 2, max(high - low, 1e-9)
 
 
-def requirerequire_pydicom() -> Any:
+def require_pydicom() -> Any:
     """The package. Raises DataError where it is not installed."""
     try:
         import pydicom

@@ -50,6 +50,17 @@ class Amounts:
 
 AMOUNTS = Amounts()
 
+PAIRS_OF_CLASSES = 20
+"""Attributes shown in all, where there are many classes: of each class so many divided by their number."""
+
+
+def amounts_for(classes: int) -> Amounts:
+    """How much a report of so many classes shows: it stays readable when their number grows."""
+    if classes <= 2:
+        return AMOUNTS
+    attributes = max(3, PAIRS_OF_CLASSES // classes)
+    return Amounts(attributes, pairs=3 if classes > 4 else 4, examples=2, reconstructions=8)
+
 
 def write_report(
     explainer: Explainer,

@@ -23,6 +23,8 @@ CLASS_COLORS = 8
 """How many class colours style.css defines (`.k0` …); further classes begin again."""
 
 _AT_A_GLANCE = 3
+_FEW_TARGETS = 4
+"""Of more target classes, pictures are folded away and the contents are short."""
 _FACTS_ON_TOP = 6
 _NARROW_SPACE = "\u202f"
 _MINUS = "\u2212"
@@ -65,6 +67,7 @@ def report_targets(content: ReportContent) -> list[Any]:
 
 def _render(template: str, content: ReportContent, **values: Any) -> str:
     facts = list(content.facts.items())
+    many = len(content.targets) > _FEW_TARGETS
     script = asset("report.js")
     page = _environment().get_template(template)
     return page.render(
@@ -80,7 +83,8 @@ def _render(template: str, content: ReportContent, **values: Any) -> str:
         color_of=lambda name: _color(content.class_names, name),
         verdict=lambda probabilities: max(range(len(probabilities)), key=probabilities.__getitem__),
         shares=SHARES,
-        at_a_glance=_AT_A_GLANCE,
+        at_a_glance=1 if many else _AT_A_GLANCE,
+        many=many,
         **values,
     )
 

@@ -1,0 +1,129 @@
+"""One class against one other: what makes an image of one count as the other, beside one-vs-all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stylex.attfind.attributes import Attribute, in_class, select
+from stylex.attfind.class_effects import blocks
+from stylex.attfind.effects import Activation
+from stylex.attfind.selection import EffectsArray
+from stylex.config import AttFindSettings
+from stylex.errors import RunError
+from stylex.run import Run, read_json, write_json
+from stylex.stylespace import DirectedCoordinate, StyleSpace
+
+Logits = npt.NDArray[np.float32]
+
+Pairs = dict[tuple[str, str], tuple[Attribute, ...]]
+"""(class of the image, target) → attributes, best first."""
+
+
+def find_pairs(
+    before: Logits,
+    after: EffectsArray,
+    space: StyleSpace,
+    class_names: Sequence[str],
+    settings: AttFindSettings,
+    activation: Activation = "softmax",
+) -> Pairs:
+    """Attributes from every class to every other.
+
+    The effect is the change of the target's log-odds against the image's own class alone,
+    (z_t − z_s) after − (z_t − z_s) before, on images of that class; for labels that do not exclude each
+    other, of the target's logit less the source's. The classes in between do not count (Lang et al. 2021
+    speak of one-vs-one for more than two classes and give no formula; this is ours).
+
+    Args:
+        before: logits [N, K] of the unchanged images.
+        after: [N, 2, S, K], after every change; read in blocks, the images of one class are held at a time.
+
+    Returns:
+        Pairs of classes for which there are images; none are left out as unstable.
+    """
+    found: Pairs = {}
+    for source, source_name in enumerate(class_names):
+        images = in_class(before, source, activation)
+        if not images.any():
+            continue
+        moved = np.concatenate([np.asarray(after[block])[images[block]] for block in blocks(after.shape)])
+        start = before[images]
+        every = np.ones(len(moved), bool)
+        for target, target_name in enumerate(class_names):
+            if target == source:
+                continue
+            odds = start[:, target] - start[:, source]
+            effects = (moved[..., target] - moved[..., source] - odds[:, None, None])[..., None]
+            reached = in_class(moved, target, activation)
+            found[source_name, target_name] = tuple(
+                _attribute(space, target_name, rank, change, effects[..., 0], reached)
+                for rank, change in enumerate(select(effects, 0, settings, every, None), 1)
+            )
+    return found
+
+
+def _attribute(
+    space: StyleSpace,
+    target: str,
+    rank: int,
+    change: DirectedCoordinate,
+    effects: npt.NDArray[np.floating],
+    reached: npt.NDArray[np.bool_],
+) -> Attribute:
+    """An attribute with its figures, from effects and whether the target was reached, both [N, 2, S]."""
+    direction, coordinate = change
+    place, channel = space.layer(coordinate)
+    values = effects[:, direction, coordinate].astype(np.float64)
+    return Attribute(
+        target=target,
+        rank=rank,
+        direction=direction,
+        coordinate=coordinate,
+        layer=place.name,
+        resolution=place.resolution,
+        channel=channel,
+        effect=float(values.mean()),
+        effect_std=float(values.std()),
+        flipped=float(reached[:, direction, coordinate].mean()),
+        images=len(values),
+    )
+
+
+def save_pairs(run: Run, pairs: Pairs, key: str) -> None:
+    """Write pairs.json; `key` says which search they belong to."""
+    nested: dict[str, dict[str, Any]] = {}
+    for (source, target), attributes in pairs.items():
+        nested.setdefault(source, {})[target] = [entry.to_json() for entry in attributes]
+    write_json(run.path / "pairs.json", {"search": key, "pairs": nested})
+
+
+def load_pairs(run: Run, key: str) -> Pairs:
+    """The pairs of a run; none where it was not searched one-vs-one, or since then anew.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    file = run.path / "pairs.json"
+    if not file.exists():
+        return {}
+    content = read_json(file)
+    try:
+        if content["search"] != key:
+            return {}
+        return _from_json(content["pairs"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{file}: damaged ({error}); run 'stylex attfind {run.path} --one-vs-one' again"
+        ) from None
+
+
+def _from_json(nested: Mapping[str, Mapping[str, Any]]) -> Pairs:
+    return {
+        (source, target): tuple(Attribute(**entry) for entry in entries)
+        for source, targets in nested.items()
+        for target, entries in targets.items()
+    }
