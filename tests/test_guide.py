@@ -1,0 +1,224 @@
+"""Every command of docs/bring-your-own.md, run at a small size on files in the formats that it names."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import classifier_sources
+import golden
+import test_data_formats as formats
+import training_problems
+from classifier_sources import SIZE, TIMM_NAME, endpoint, small_network
+from stylex.classifiers import Classifier, distillation
+from stylex.classifiers.architectures import build
+from stylex.cli.app import main
+from stylex.data import load_dataset
+from test_interop_files import Makers
+
+GUIDE = Path(__file__).parent.parent / "docs" / "bring-your-own.md"
+NAMES = ("cool", "warm")
+CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
+SMALL = [
+    *training_problems.TINY,
+    "training.total_kimg=0.6",
+    "training.checkpoint_kimg=1",
+    "training.sample_kimg=1",
+]
+EXTRA = {
+    "train": [*CPU, "--size", str(SIZE), *(f"--set={text}" for text in SMALL)],
+    "attfind": [*CPU, "--images", "2", "--set", "unstable_threshold=null", "--set", "count=2"],
+    "explain": CPU,
+    "report": CPU,
+    "doctor": CPU,
+}
+"""What makes a verb small and its result the same everywhere."""
+
+
+def blocks() -> list[list[str]]:
+    """The commands of the guide, a list for each of its blocks."""
+    found = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+    return [[line for line in block.splitlines() if line.startswith("stylex ")] for block in found]
+
+
+def warmth(images: Tensor) -> Tensor:
+    """How much redder than blue the middle of an image is: [N], what all classifiers here have learned."""
+    middle = images[:, :, 4:12, 4:12].mean(dim=(2, 3))
+    return middle[:, 0] - middle[:, 2]
+
+
+def fit(features: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [F] and bias that give `wanted` [N] from features [N, F], by ridge regression."""
+    centre = features.mean(dim=0)
+    data = (features - centre).double()
+    gram = data.T @ data + 1e-3 * data.square().mean() * torch.eye(data.shape[1])
+    weight = torch.linalg.solve(gram, data.T @ (wanted - wanted.mean()).double()).float()
+    return weight, wanted.mean() - centre @ weight
+
+
+def teach(head: nn.Linear, features: Tensor, wanted: Tensor) -> None:
+    """Set the last layer to logits of cool and warm."""
+    weight, bias = fit(features, wanted)
+    with torch.no_grad():
+        head.weight.copy_(torch.stack([-weight, weight]))
+        head.bias.copy_(torch.stack([-bias, bias]))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the guide speaks of."""
+    folder = tmp_path_factory.mktemp("guide")
+    rendered = folder / "rendered"
+    with pytest.raises(SystemExit):
+        main(["data", "avatars", "--out", str(rendered), "--count", "160", "--size", str(SIZE)])
+    data = load_dataset(rendered, use_cache=False)
+    everything = [data.training, data.discovery, data.test]
+    pixels = torch.cat([images.batch(slice(None)) for images in everything])
+    margins = warmth(pixels)
+    wanted = 2 * (margins - margins.median()) / margins.std()
+    number = 0
+    for images in everything:
+        for row in images.images:
+            place = folder / "faces" / NAMES[int(wanted[number] > 0)]
+            place.mkdir(parents=True, exist_ok=True)
+            formats.Image.fromarray(np.asarray(row)).save(place / f"{number}.png")
+            number += 1
+    for place in (folder / "faces").iterdir():  # names that the guide uses
+        for wish, file in zip(("0.png", "1.png"), sorted(place.glob("*.png"))[-2:], strict=True):
+            file.rename(place / wish) if not (place / wish).exists() else None
+    write_classifiers(folder, pixels, wanted)
+    write_images(folder)
+    write_generators(folder, pixels)
+    return folder
+
+
+def write_classifiers(folder: Path, pixels: Tensor, wanted: Tensor) -> None:
+    with torch.no_grad():
+        network = small_network()
+        teach(network[5], network[:5](pixels), wanted)  # type: ignore[arg-type]
+        classifier_sources.save_torchscript(network, folder / "scripted.pt")
+        classifier_sources.save_exported(network, folder / "program.pt2")
+        classifier_sources.save_onnx(network, folder / "mobilenet.onnx")
+        (folder / "mine.yaml").write_text("source: scripted.pt\ninput_size: 16\nclass_names: [cool, warm]\n")
+
+        mobile: Any = classifier_sources.save_timm(folder / "weights.safetensors")
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        large = nn.functional.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
+        features = mobile.forward_head(
+            mobile.forward_features(((large + 1) / 2 - mean) / std), pre_logits=True
+        )
+        teach(mobile.classifier, features, wanted)
+        save_file(mobile.state_dict(), folder / "weights.safetensors")
+
+        vit: Any = classifier_sources.save_vit(folder / "vit", labels=NAMES)
+        mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+        seen = vit.vit(((pixels + 1) / 2 - mean) / std).last_hidden_state[:, 0]
+        teach(vit.classifier, seen, wanted)
+        vit.save_pretrained(folder / "vit")
+
+
+def write_images(folder: Path) -> None:
+    rows = formats.rows(folder, 40)
+    formats.write_csv(folder, rows).rename(folder / "table.csv")
+    formats.write_parquet(folder, rows).rename(folder / "table.parquet")
+    formats.write_mnist(folder / "mnist")
+    formats.write_hugging_face(folder / "saved_dataset")
+    for number in range(12):
+        place = folder / "scans" / formats.CLASSES[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        formats.write_dicom(place / f"{number}.dcm", formats.ramp() + 20 * number, **formats.SCALE)
+
+
+def write_generators(folder: Path, pixels: Tensor) -> None:
+    rosi, ada = golden.load("rosinality"), golden.load("stylegan2_ada")
+    generator, scorer = golden.section(rosi, "G."), golden.section(rosi, "D.")
+    torch.save({"g_ema": generator, "d": scorer, "args": argparse.Namespace()}, folder / "stylegan2.pt")
+    encoder = dict(scorer)
+    encoder["final_conv.0.weight"] = scorer["final_conv.0.weight"][:, :-1]
+    width = scorer["final_linear.1.weight"].shape[1]
+    encoder["final_linear.1.weight"], encoder["final_linear.1.bias"] = torch.randn(22, width), torch.zeros(22)
+    torch.save({"g_ema": generator, "e": encoder, "d": scorer}, folder / "study.pt")
+    makers = Makers()
+    makers.dump(folder / "network.pkl", {"G_ema": makers.network(golden.section(ada, "G."), "Generator")})
+    shutil.copytree(Path(__file__).parent / "data" / "stylex_tf", folder / "released")
+    from stylex.interop import load_stylegan2
+
+    torch.manual_seed(0)
+    found = load_stylegan2(folder / "stylegan2.pt")
+    judge = Classifier(
+        build("small_cnn", 2, {}), class_names=NAMES, input_size=32, architecture="small_cnn"
+    ).freeze()
+    assert found.mapping is not None
+    with torch.no_grad():  # a boundary through the middle of what it draws
+        drawn = found.generator(found.mapping(torch.randn(64, 24)), "fixed").clamp(-1, 1)
+        head: Any = judge.network.head
+        head.bias[1] -= (judge(drawn)[:, 1] - judge(drawn)[:, 0]).median()
+    judge.save(folder / "judge.safetensors")
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    def answer(images: Tensor) -> Any:
+        margins = 12 * (warmth(images) - MIDDLE[0])
+        return {"probabilities": torch.stack([-margins, margins], dim=1).softmax(dim=1).tolist(),
+                "classes": list(NAMES)}  # fmt: skip
+
+    with endpoint(answer) as served:
+        yield served.url
+
+
+MIDDLE = [0.0]
+
+
+@pytest.fixture(autouse=True)
+def _small(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(distillation, "FEWEST_STEPS", 60)
+    monkeypatch.setattr("stylex.evaluation.measure.SAMPLED", 12)
+    import sys
+
+    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
+    faces = load_dataset(home / "faces", size=SIZE, use_cache=False)
+    MIDDLE[0] = float((warmth(faces.training.batch(slice(None))) / 2).median())
+
+
+@pytest.mark.parametrize("number", range(len(blocks())), ids=lambda number: blocks()[number][0][7:40])
+def test_the_commands_of_the_guide(
+    number: int, home: Path, answering: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    needed = [line for block in blocks()[:number] for line in block if _makes(line, blocks()[number])]
+    for line in [*(line for line in needed if not _is_made(line, home)), *blocks()[number]]:
+        words = shlex.split(line.replace("http://127.0.0.1:8000/classify", answering))[1:]
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *EXTRA.get(words[0], [])])
+        assert not ended.value.code, f"{line}\n{capfd.readouterr().err}"
+
+
+def _makes(line: str, block: list[str]) -> bool:
+    """Whether an earlier command makes or searches a run that this block uses."""
+    runs = set(re.findall(r"runs/\w+", " ".join(block)))
+    return bool(runs & set(re.findall(r"runs/\w+", line)))
+
+
+def _is_made(line: str, home: Path) -> bool:
+    run = re.findall(r"runs/\w+", line)[-1]
+    if line.startswith("stylex attfind"):
+        return (home / run / "attributes.json").exists()
+    return (home / run / "model.safetensors").exists()
+
+
+def test_the_guide_names_the_timm_model_that_is_made() -> None:
+    assert TIMM_NAME in GUIDE.read_text(encoding="utf-8")
+    assert sum(map(len, blocks())) > 25
