@@ -41,7 +41,7 @@ from stylex.evaluation.quality import swapped
 from stylex.hardware import Hardware
 from stylex.model import Model, load_model
 from stylex.run import Run, read_json, read_tensors
-from stylex.training import train
+from stylex.training import train, watched_images
 from stylex.training.loop import Progress
 from stylex.training.plan import scale_total
 from stylex.training.stability import HealthRecord
@@ -59,7 +59,7 @@ class Setup:
 
     training: ImageSet
     held_out: ImageSet
-    watch: ImageSet
+    watch: ImageSet | None
     classifier: Classifier
     extractor: Extractor
     hardware: Hardware
@@ -145,10 +145,11 @@ def measure(run: Run, setup: Setup) -> dict[str, Any]:
 
 
 def variance_of_latents(model: Model, images: Tensor) -> float:
-    """Of E(x) across images, mean over its features, as `health/encoder_variance` in metrics.jsonl."""
-    width = model.generator.condition_features
-    latents, _ = model.encode(images)
-    return float(latents[:, : latents.shape[1] - width].var(dim=0).mean())
+    """Of what the encoder's network finds, as `health/encoder_variance` in metrics.jsonl."""
+    assert model.encoder is not None
+    with torch.inference_mode():
+        parts = [model.encoder.learned(part.to(model.hardware.device)) for part in images.split(64)]
+    return float(torch.cat(parts).var(dim=0).mean())
 
 
 def recorded(run: Run, key: str) -> Any:
@@ -267,7 +268,7 @@ def prepare_setup(given: argparse.Namespace) -> Setup:
         trained.save(file)
     training = few(dataset.training, given.images, given.seed, "training")
     held_out = few(dataset.test, min(given.held_out, len(dataset.test)), given.seed, "test")
-    watch = dataset.discovery.select(range(min(16, len(dataset.discovery))))
+    watch = watched_images(dataset)
     extractor = load_extractor(given.extractor).to(chosen.device)
     return Setup(training, held_out, watch, classifiers.load(file), extractor, chosen)
 

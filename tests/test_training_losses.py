@@ -179,15 +179,13 @@ class LinearGenerator(nn.Module):
 class LinearEncoder(nn.Module):
     """w = B · x."""
 
-    components = 0
-
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(48, 2)
 
-    def learned(self, images: Tensor) -> Tensor:
-        outputs: Tensor = self.linear(images.flatten(1))
-        return outputs
+    def latents(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.linear(images.flatten(1))
+        return found, found
 
 
 @pytest.mark.parametrize("condition", ["probabilities", "none"])

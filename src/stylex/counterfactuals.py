@@ -204,13 +204,12 @@ def explain_styles(
         flipped=flipped,
         already=already,
         reconstruction_keeps_class=original_logits is None
-        or _same_class(original_logits[0].numpy(), logits[0].numpy(), index, activation),
+        or same_class(original_logits[0].numpy(), logits[0].numpy(), index, activation),
     )
 
 
-def _same_class(
-    before: npt.NDArray[Any], after: npt.NDArray[Any], label: int, activation: Activation
-) -> bool:
+def same_class(before: npt.NDArray[Any], after: npt.NDArray[Any], label: int, activation: Activation) -> bool:
+    """Whether logits [K] before and after give the same class; sigmoid: the same answer to `label`."""
     if activation == "sigmoid":
         return bool(in_class(before, label, activation) == in_class(after, label, activation))
     return bool(before.argmax() == after.argmax())

@@ -109,7 +109,7 @@ class Explainer:
             DataError: the image cannot be read.
             RunError: the model has no encoder, so it cannot take images.
         """
-        tensor = self._tensor(image)
+        tensor = self.tensor(image)
         latents, logits = self.model.encode(tensor)
         goal = self.likely_target(logits) if target is None else self._target(target)
         styles = self.model.styles(latents)
@@ -160,7 +160,7 @@ class Explainer:
 
     def probabilities(self, image: ImageLike) -> dict[str, float]:
         """The classifier's probability of every class on an image."""
-        logits = self.model.classify(self._tensor(image))
+        logits = self.model.classify(self.tensor(image))
         values = self.model.classifier.probabilities(logits)[0].tolist()
         return dict(zip(self.class_names, values, strict=True))
 
@@ -183,7 +183,12 @@ class Explainer:
             raise ConfigError(f"no class '{target}'; the classifier knows {', '.join(self.class_names)}")
         return target
 
-    def _tensor(self, image: ImageLike) -> Tensor:
+    def tensor(self, image: ImageLike) -> Tensor:
+        """An image as the model takes it, [1, 3, R, R] in [-1, 1] on its device, made square like the run's.
+
+        Raises:
+            DataError: not an image, or a tensor or array of another shape, type or range.
+        """
         size = self.run.config.resolution
         if isinstance(image, Tensor):
             tensor = image.detach().float()
@@ -239,8 +244,11 @@ def open_explainer(run: Run, chosen: Hardware) -> Explainer:
     return Explainer(run, model, load_discovery(run, model), load_findings(run))
 
 
-def load_images(run: Run, source: str | None = None) -> Dataset:
+def load_images(run: Run, source: str | None = None, *, labelled: bool = False) -> Dataset:
     """The images of a run: another source, else those it carries, else those it was trained on.
+
+    Args:
+        labelled: with the classes that they are said to have, as for `load_dataset`.
 
     Raises:
         DataError: they cannot be read.
@@ -248,7 +256,7 @@ def load_images(run: Run, source: str | None = None) -> Dataset:
     own = source is None or Path(source).resolve() == Path(run.config.data).resolve()
     # The run's images must fall into the sets that it was trained with, also when they are named again.
     group = run.config.group if own and not (source is None and run.carries_images) else None
-    return load_dataset(source or run.data_source, size=run.config.resolution, group=group, labelled=False)
+    return load_dataset(source or run.data_source, size=run.config.resolution, group=group, labelled=labelled)
 
 
 def demo_folder() -> Path:

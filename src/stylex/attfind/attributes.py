@@ -182,7 +182,14 @@ def find_attributes(
     flips = _flips(after, picks, searched, activation)
     found = {
         name: tuple(
-            _attribute(space, name, rank, change, effects, target, searched[target], flips[target][change])
+            describe(
+                space,
+                name,
+                rank,
+                change,
+                np.asarray(effects[:, change[0], change[1], target])[searched[target]],
+                flips[target][change],
+            )
             for rank, change in enumerate(picks[target], 1)
         )
         for target, name in enumerate(class_names)
@@ -269,21 +276,20 @@ def _flips(
     }
 
 
-def _attribute(
+def describe(
     space: StyleSpace,
-    target_name: str,
+    target: str,
     rank: int,
     change: DirectedCoordinate,
-    effects: EffectsArray,
-    target: int,
-    images: npt.NDArray[np.bool_],
+    effects: npt.NDArray[np.floating],
     flipped: float,
 ) -> Attribute:
+    """An attribute with its figures, from the effects of its change on the images searched, [n]."""
     direction, coordinate = change
     place, channel = space.layer(coordinate)
-    values = np.asarray(effects[:, direction, coordinate, target])[images].astype(np.float64)
+    values = effects.astype(np.float64)
     return Attribute(
-        target=target_name,
+        target=target,
         rank=rank,
         direction=direction,
         coordinate=coordinate,

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stylex.attfind.attributes import Attribute, in_class, select
+from stylex.attfind.attributes import Attribute, describe, in_class, select
 from stylex.attfind.class_effects import blocks
 from stylex.attfind.effects import Activation
 from stylex.attfind.selection import EffectsArray
 from stylex.config import AttFindSettings
 from stylex.errors import RunError
 from stylex.run import Run, read_json, write_json
-from stylex.stylespace import DirectedCoordinate, StyleSpace
+from stylex.stylespace import StyleSpace
 
 Logits = npt.NDArray[np.float32]
 
@@ -57,40 +57,15 @@ def find_pairs(
             if target == source:
                 continue
             odds = start[:, target] - start[:, source]
-            effects = (moved[..., target] - moved[..., source] - odds[:, None, None])[..., None]
+            effects = moved[..., target] - moved[..., source] - odds[:, None, None]
             reached = in_class(moved, target, activation)
             found[source_name, target_name] = tuple(
-                _attribute(space, target_name, rank, change, effects[..., 0], reached)
-                for rank, change in enumerate(select(effects, 0, settings, every, None), 1)
+                describe(
+                    space, target_name, rank, change, effects[:, *change], float(reached[:, *change].mean())
+                )
+                for rank, change in enumerate(select(effects[..., None], 0, settings, every, None), 1)
             )
     return found
-
-
-def _attribute(
-    space: StyleSpace,
-    target: str,
-    rank: int,
-    change: DirectedCoordinate,
-    effects: npt.NDArray[np.floating],
-    reached: npt.NDArray[np.bool_],
-) -> Attribute:
-    """An attribute with its figures, from effects and whether the target was reached, both [N, 2, S]."""
-    direction, coordinate = change
-    place, channel = space.layer(coordinate)
-    values = effects[:, direction, coordinate].astype(np.float64)
-    return Attribute(
-        target=target,
-        rank=rank,
-        direction=direction,
-        coordinate=coordinate,
-        layer=place.name,
-        resolution=place.resolution,
-        channel=channel,
-        effect=float(values.mean()),
-        effect_std=float(values.std()),
-        flipped=float(reached[:, direction, coordinate].mean()),
-        images=len(values),
-    )
 
 
 def save_pairs(run: Run, pairs: Pairs, key: str) -> None:

@@ -333,20 +333,21 @@ def fingerprint(findings: Findings) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def load_logits(
-    run: Run, model: Model, found: Discovery, settings: AttFindSettings
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def load_logits(run: Run, model: Model, found: Discovery, settings: AttFindSettings) -> Shards:
     """Logits after every single change, [N, 2, S, K], as the search of the run measured them.
 
     Raises:
-        RunError: they are not in the run (it was packed without them), or belong to another search.
+        RunError: they are not in the run (it was packed without them), or belong to another search; also when
+            a shard that is read turns out to be missing or damaged.
     """
     folder = run.path / "effects"
+    recorded = Record(folder).read().get("key")
     for precision in dict.fromkeys((model.hardware.precision, "fp32", "bf16")):
         key = _key(model, found, settings, precision)
-        shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
-        if not shards.missing():
-            return shards[:]
+        if key == recorded:
+            shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
+            if all(shards.file(number).exists() for number in range(len(shards))):
+                return shards
     raise RunError(
         f"{run.path}: the effects of its search are not there; 'stylex attfind {run.path}' measures them"
     )

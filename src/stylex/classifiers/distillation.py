@@ -131,7 +131,7 @@ def distil(
         if best is None or found < best[0]:
             best = (
                 found,
-                _agreement(logits, wanted, teacher.activation),
+                float(agreement(logits, wanted, teacher.activation)),
                 copy.deepcopy(student.network.state_dict()),
             )
     assert best is not None
@@ -165,6 +165,13 @@ def untrained(
     )
 
 
+def agreement(logits: Tensor, target_probabilities: Tensor, activation: str) -> Tensor:
+    """Share of images of the same class as their target; of labels on the same side, for sigmoid ones."""
+    if activation == "softmax":
+        return (logits.argmax(dim=1) == target_probabilities.argmax(dim=1)).float().mean()
+    return ((logits > 0) == (target_probabilities > 0.5)).float().mean()
+
+
 def divergence(logits: Tensor, targets: Tensor, activation: str) -> Tensor:
     """KL(targets ‖ classifier), mean over images: logits [N, K], targets [N, K] as probabilities.
 
@@ -184,9 +191,3 @@ def _answers(teacher: Classifier, images: ImageSet) -> Tensor:
         bad = int((~torch.isfinite(logits)).any(dim=1).sum())
         raise ClassifierError(f"classifier '{teacher.architecture}' gives NaN or infinity on {bad} images")
     return teacher.probabilities(logits)
-
-
-def _agreement(logits: Tensor, targets: Tensor, activation: str) -> float:
-    if activation == "softmax":
-        return float((logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean())
-    return float(((logits > 0) == (targets > 0.5)).float().mean())

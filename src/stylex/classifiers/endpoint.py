@@ -61,7 +61,6 @@ class Endpoint(nn.Module):
         retries: how often a request is repeated that failed in a way that may pass (no connection, time-out,
             status 408, 425, 429 or 5xx).
         token: sent as `Authorization: Bearer …`.
-        store: file for answers.
         mode: of the PNG, "RGB" or "L".
     """
 
@@ -85,7 +84,6 @@ class Endpoint(nn.Module):
         self.columns: int | None = None
         self.classes: tuple[str, ...] | None = None
         self.store: Path | None = None
-        self.requests = 0
         self._answers: dict[bytes, npt.NDArray[np.float32]] = {}
         self._last = 0.0
         handlers = [urllib.request.ProxyHandler({})] if _is_here(url) else []
@@ -151,7 +149,6 @@ class Endpoint(nn.Module):
         pause, reason = FIRST_PAUSE_S, ""
         for attempt in range(self.retries + 1):
             self._wait_for_turn()
-            self.requests += 1
             asked = 0.0
             try:
                 with self._opener.open(request, timeout=self.timeout_s) as answer:

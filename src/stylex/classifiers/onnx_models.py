@@ -14,7 +14,7 @@ from stylex.classifiers.architectures import import_extra
 from stylex.classifiers.classifier import Classifier
 from stylex.classifiers.graphs import Graph, file_hash, in_batches
 from stylex.classifiers.options import Hints, Layout
-from stylex.classifiers.sources import wrapped
+from stylex.classifiers.sources import Around, wrapped
 from stylex.errors import CheckpointError, ClassifierError
 
 log = logging.getLogger(__name__)
@@ -61,14 +61,8 @@ class Runtime(nn.Module):
         return torch.from_numpy(np.asarray(found)).to(images.device)
 
 
-class ChannelsLast(nn.Module):
+class ChannelsLast(Around):
     """A network that takes images [N, H, W, C], as one that takes [N, C, H, W]."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.fingerprint = getattr(network, "fingerprint", None)
-        self.differentiable = bool(getattr(network, "differentiable", True))
 
     def forward(self, images: Tensor) -> Any:
         return self.network(images.permute(0, 2, 3, 1))

@@ -86,7 +86,18 @@ class Function(nn.Module):
         return self.name
 
 
-class FromProbabilities(nn.Module):
+class Around(nn.Module):
+    """A network with something before or behind it; what is said of the network holds for the whole."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.differentiable = bool(getattr(network, "differentiable", True))
+        self.full_precision = bool(getattr(network, "full_precision", False))
+        self.fingerprint = getattr(network, "fingerprint", None)
+
+
+class FromProbabilities(Around):
     """Probabilities to logits: ln p for classes that exclude each other, ln p − ln(1 − p) for others.
 
     Probabilities are kept 1e-7 away from 0 and 1, so that logits and their gradients stay finite. NaN passes
@@ -94,12 +105,8 @@ class FromProbabilities(nn.Module):
     """
 
     def __init__(self, network: nn.Module, activation: Activation) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self.activation = activation
-
-        self.differentiable = bool(getattr(network, "differentiable", True))
-        self.fingerprint = getattr(network, "fingerprint", None)
 
     def forward(self, images: Tensor) -> Any:
         output = self.network(images)

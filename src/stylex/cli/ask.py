@@ -69,7 +69,6 @@ def use(
     as_json: AsJson = False,
 ) -> None:
     """Does the classifier use it? A hypothesis, tested with examples from a column or from two folders."""
-    from stylex.data import load_dataset
     from stylex.explainer import load_images, open_explainer
     from stylex.questions.hypothesis import columns_of, does_it_use
 
@@ -79,12 +78,8 @@ def use(
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
     source = data or run.data_source
     held = labels = None
-    if column is None:
-        dataset = load_images(run, data)
-    else:  # with the classes, if there are any: they are held equal
-        own = source == run.config.data
-        group = run.config.group if own else None
-        dataset = load_dataset(source, size=run.config.resolution, group=group)
+    # With the classes, if there are any and the column's values are compared: they are held equal.
+    dataset = load_images(run, data, labelled=column is not None)
     if column is not None:
         wanted = value or concept
         examples, has = _from_column(dataset.discovery, column, wanted, source)
@@ -167,15 +162,12 @@ def errors(
     as_json: AsJson = False,
 ) -> None:
     """Why is it wrong? Attributes of the images that the classifier gets wrong, and of the others."""
-    from stylex.data import load_dataset
-    from stylex.explainer import open_explainer
+    from stylex.explainer import load_images, open_explainer
     from stylex.questions.groups import explain_groups, right_or_wrong
 
     run = Run.open(path)
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
-    source = data or run.data_source
-    group = run.config.group if source == run.config.data else None
-    dataset = load_dataset(source, size=run.config.resolution, group=group)
+    dataset, source = load_images(run, data, labelled=True), data or run.data_source
     known = dict(zip(dataset.discovery.names, range(len(dataset.discovery)), strict=True))
     absent = [name for name in explainer.discovery.names if name not in known]
     if absent:

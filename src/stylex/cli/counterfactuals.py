@@ -46,18 +46,15 @@ def counterfactuals(
     as_json: AsJson = False,
 ) -> None:
     """Validity, proximity, sparsity and realism of counterfactuals of test images."""
-    from stylex.data import load_dataset
     from stylex.evaluation.counterfactual_metrics import answers, measure_counterfactuals
     from stylex.evaluation.dime_layout import export_dime
     from stylex.evaluation.stage import load_judge, load_measures
-    from stylex.explainer import open_explainer
+    from stylex.explainer import load_images, open_explainer
     from stylex.run import write_json
 
     run = Run.open(path)
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
-    source = data or run.data_source
-    group = run.config.group if source == run.config.data else None
-    images = load_dataset(source, size=run.config.resolution, group=group).test
+    images = load_images(run, data, labelled=True).test
     reals = images.batch(slice(None))
     measures = load_measures(explainer, reals, perceptual=perceptual, extractor=extractor)
     judging = load_judge(run, explainer.model, judge)

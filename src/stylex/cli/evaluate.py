@@ -53,7 +53,10 @@ def evaluate(
         ),
     ] = False,
     control: Annotated[
-        bool, typer.Option("--control", help="Also attributes of a classifier with random weights.")
+        bool,
+        typer.Option(
+            "--control", help="Also AttFind's other selection and a classifier with random weights."
+        ),
     ] = False,
     faces: Annotated[int, typer.Option(min=1, help="Test faces drawn again, with --truth.")] = 300,
     protocol: Annotated[

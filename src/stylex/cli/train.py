@@ -187,7 +187,7 @@ def _train(
         note(f"training around the student {run.student_file}; the other stages ask the classifier itself")
     if world.first and explained.can_be_saved and not run.classifier_file.exists():
         explained.save(run.classifier_file)
-    watched = _watched(dataset)
+    watched = training.watched_images(dataset)
     if not world.first:
         return training.train(run, dataset.training, around, chosen, watch=watched, world=world)
     about = f"{config.recipe.name}, {config.resolution} px, {chosen.precision} on {chosen.device}"
@@ -340,10 +340,3 @@ def _same_classifier(run: Run, given: str | None) -> Classifier:
             "leave --classifier out to continue it, or start another run with --out"
         )
     return kept or found
-
-
-def _watched(dataset: Any) -> Any:
-    for images in (dataset.discovery, dataset.training):  # the best checkpoint is chosen on these
-        if len(images):
-            return images.select(range(min(16, len(images))))
-    return None

@@ -79,17 +79,13 @@ def random_weight_ranking(
         batch_size=settings.batch_size or BATCH_SIZE,
         on_image=on_progress,
     ).numpy()
-    found: Rankings = {}
-    for target in range(len(model.class_names)):
-        if in_class(before, target, activation).all():
-            continue
-        selected = find_attributes(
-            before, after, discovery.space, model.class_names, settings, activation, targets=(target,)
-        )
-        found |= _rankings(selected.attributes)
-    if not found:
+    targets = [k for k in range(len(model.class_names)) if not in_class(before, k, activation).all()]
+    if not targets:
         raise RunError("a classifier with random weights gives all images one class; try another seed")
-    return found
+    found = find_attributes(
+        before, after, discovery.space, model.class_names, settings, activation, targets=targets
+    )
+    return _rankings(found.attributes)
 
 
 def random_weights(classifier: Classifier, images: Tensor, seed: int = 0) -> Classifier:

@@ -21,6 +21,7 @@ from stylex.errors import ConfigError, DataError
 from stylex.evaluation.distributions import Realism, realism
 from stylex.evaluation.extractors import Extractor
 from stylex.evaluation.intervals import Interval, bootstrap_mean, wilson
+from stylex.evaluation.measure import judge_logits
 from stylex.explainer import Explainer
 from stylex.perceptual import Distance
 
@@ -178,8 +179,7 @@ def measure_counterfactuals(
     confirmed = None
     if judge is not None and valid:
         goals = [model.class_names.index(each.counterfactual.target) for each in valid]
-        with torch.inference_mode():
-            verdicts = judge(edited.to(model.hardware.device)).cpu().numpy()
+        verdicts = judge_logits(judge, model, edited)
         agreed = [bool(in_class(v, goal, judge.activation)) for v, goal in zip(verdicts, goals, strict=True)]
         confirmed = wilson(sum(agreed), len(agreed))
     used = Counter(len(each.counterfactual.changes) for each in valid)

@@ -128,7 +128,8 @@ def evaluate_run(
         detector: of `load_detector`: measure which factors survive reconstruction.
         quality: of `load_measures`: measure image quality too.
         source: where the test images came from, by default the run's own source.
-        control: measure the attributes of a random-weight classifier too (a search of its own).
+        control: measure AttFind's other selection too, and the attributes of a random-weight classifier (a
+            search of its own).
         faces: of `load_faces`: compare with the classifier's true reliance too; needs a detector.
 
     Raises:
@@ -141,10 +142,10 @@ def evaluate_run(
         raise ConfigError("ground truth needs a factor detector: --factors FILE ('stylex factors train')")
     judging = load_judge(run, model, judge)
     others: dict[str, Rankings] = {}
-    with suppress(RunError, DataError):  # a run that was packed has no effects to select from again
-        name, rankings = other_selection(explainer)
-        others[name] = rankings
     if control:
+        with suppress(RunError, DataError):  # a run that was packed has no effects to select from again
+            name, rankings = other_selection(explainer)
+            others[name] = rankings
         if on_progress is not None:
             on_progress(f"effects on a {RANDOM_WEIGHTS}")
         others[RANDOM_WEIGHTS] = random_weight_ranking(explainer, seed=run.config.seed)

@@ -139,13 +139,17 @@ class Encoder(ResidualNetwork):
         found = F.linear(shrunk(images) - self.component_mean, self.component_weight)
         return F.pad(found, (0, self.latent_features - self.components))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def latents(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """w and the network's part of it, each [N, latent_features]; the same tensor without components."""
         learned = self.learned(images)
-        return learned + self.project(images) if self.components else learned
+        return (learned + self.project(images) if self.components else learned), learned
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.latents(images)[0]
 
 
 def shrunk(images: Tensor) -> Tensor:
-    """Images [N, 3, R, R] at the size of the components, as rows: [N, 3 · 32 · 32]."""
+    """Images [N, 3, R, R] at the size P = min(R, 32) of the components, as rows [N, 3 · P · P]."""
     small = at_least_float32(images)
     if images.shape[-1] > COMPONENTS_RESOLUTION:
         small = F.adaptive_avg_pool2d(small, COMPONENTS_RESOLUTION)

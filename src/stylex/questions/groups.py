@@ -116,7 +116,7 @@ def explain_groups(
     if len(kinds) < 2:
         raise DataError(f"all discovery images are in one group ({', '.join(kinds)}): nothing to compare")
     before, activation = discovery.logits.numpy(), model.classifier.activation
-    after = load_logits(explainer.run, model, discovery, findings.settings)
+    after = load_logits(explainer.run, model, discovery, findings.settings)[:]
     settings = findings.settings.model_copy(update={"count": count})
     effects = effects_of(before, after, settings, activation)
     known = {entry.group: entry for entry in covered}

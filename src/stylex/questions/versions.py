@@ -18,7 +18,7 @@ from stylex.attfind.effects import log_odds
 from stylex.classifiers import Classifier
 from stylex.errors import ClassifierError, DataError
 from stylex.evaluation.intervals import Interval, paired_difference, wilson
-from stylex.evaluation.measure import TestImages
+from stylex.evaluation.measure import TestImages, same_class
 from stylex.explainer import Explainer
 from stylex.model import Model
 from stylex.stylespace import DIRECTIONS, DirectedCoordinate
@@ -152,11 +152,7 @@ def compare_versions(
     attributes = [replace(entry, p=float(p)) for (entry, _), p in zip(found, adjusted, strict=True)]
     attributes.sort(key=lambda entry: -abs(entry.difference.estimate))
     answers = other.classify(test.images).cpu().numpy()
-    same = (
-        test.logits_original.argmax(axis=1) == answers.argmax(axis=1)
-        if second.activation == "softmax"
-        else ((test.logits_original > 0) == (answers > 0)).all(axis=1)
-    )
+    same = same_class(test.logits_original, answers, second.activation)
     return Comparison(len(same), wilson(int(same.sum()), len(same)), tuple(attributes))
 
 
@@ -191,15 +187,11 @@ def _rankings(
         on_image=on_progress,
     ).numpy()
     before = logits[chosen]
-    theirs: dict[str, list[DirectedCoordinate]] = {}
-    for target, name in enumerate(names):
-        if in_class(before, target, other.classifier.activation).all():
-            continue  # the second version sees nothing else, so nothing can be sent there
-        found = find_attributes(
-            before, after, discovery.space, names, settings, other.classifier.activation, targets=(target,)
-        )
-        theirs[name] = [entry.change for entry in found.attributes[name]]
-    return mine, theirs
+    activation = other.classifier.activation
+    # where the second version sees nothing but the target, nothing can be sent there
+    targets = [target for target in range(len(names)) if not in_class(before, target, activation).all()]
+    found = find_attributes(before, after, discovery.space, names, settings, activation, targets=targets)
+    return mine, {name: [entry.change for entry in each] for name, each in found.attributes.items()}
 
 
 def _effects(

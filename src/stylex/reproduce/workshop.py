@@ -117,7 +117,8 @@ class Workshop:
             run = create_run(path, request.settings(path), self.data, classifier, self.hardware)
         self.say(f"training recipe {recipe}")
         place(classifier.freeze(), self.hardware)
-        training.train(run, self.data.training, classifier, self.hardware)
+        watch = training.watched_images(self.data)
+        training.train(run, self.data.training, classifier, self.hardware, watch=watch)
         if not run.model_file.exists():
             raise RunError(f"{path}: training ended without a model file")
         return run

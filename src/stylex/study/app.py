@@ -19,6 +19,7 @@ from stylex.study.design import Step, make_form
 from stylex.study.store import ANSWER_LENGTH, Place, Store
 from stylex.web.forms import Forms
 from stylex.web.pages import application, environment, page
+from stylex.web.serving import public_host
 
 MAX_BODY = 65_536
 """Bytes of a form: a choice, or a few words."""
@@ -53,7 +54,7 @@ def create_app(
     title = design.settings.title
     app = application(title, hosts=hosts, max_body=MAX_BODY)
     https = public_url is not None and public_url.startswith("https:")
-    known = () if public_url is None else (public_url.partition("://")[2].rstrip("/"),)
+    known = () if public_url is None else (public_host(public_url),)
     forms = Forms(store.secret, "stylex-study", secure=https, hosts=known)
     counted = [
         step for step in store_steps(store) if step.kind in ("question", "attention", "control", "naming")

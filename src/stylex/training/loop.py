@@ -39,7 +39,7 @@ from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.randomness import DataOrder, StepRandom
 from stylex.training.stability import Stability, Trouble
 from stylex.training.stopping import stop_requests
-from stylex.training.watching import MetricsLog, RecentStatistics, save_samples
+from stylex.training.watching import WATCHED, MetricsLog, RecentStatistics, save_samples
 
 log = logging.getLogger("stylex")
 
@@ -83,7 +83,8 @@ def train(
         run: holds config; checkpoints, metrics, samples and the model file are written into it.
         images: the training set, of the run's resolution.
         classifier: what is explained; it is frozen, its weights are not changed.
-        watch: images for the sample grids, by default the first training images.
+        watch: images for sample grids and health checks, on which the best checkpoint is chosen; see
+            `watched_images`. By default the first training images.
         on_progress: called after every log interval.
         world: the processes that train together; all call this, with the same arguments, in a run directory
             that all can read. The first alone writes.
@@ -109,7 +110,7 @@ def train(
             if header["images"] >= total_images(run.config.recipe) and header["step"] == model_step(run):
                 latest = MetricsLog(run).rewind(header["step"]) if world.first else {}
                 return TrainingResult(header["step"], header["images"], header["seconds"], latest)
-        watched = watch or images.select(range(min(16, len(images))))
+        watched = watch or images.select(range(min(WATCHED, len(images))))
         trainer = Trainer(run, images, classifier, hardware, watched, world)
         trainer.resume(found)
         return trainer.run_to_end(on_progress)

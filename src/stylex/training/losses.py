@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylex.classifiers import Classifier
-from stylex.classifiers.distillation import divergence
+from stylex.classifiers.distillation import agreement, divergence
 from stylex.config import Recipe, StepKind
 from stylex.networks import Networks, conditional_score
 from stylex.parallel import ALONE, World, path_length_images
@@ -97,13 +97,6 @@ class Batch:
     real_logits: Tensor | None = None
     real_features: list[Tensor] | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
-
-
-def agreement(logits: Tensor, target_probabilities: Tensor, activation: str) -> Tensor:
-    """Share of images of the same class as their target; of labels on the same side, for sigmoid ones."""
-    if activation == "softmax":
-        return (logits.argmax(dim=1) == target_probabilities.argmax(dim=1)).float().mean()
-    return ((logits > 0) == (target_probabilities > 0.5)).float().mean()
 
 
 class StylexLoss:
@@ -208,13 +201,17 @@ class StylexLoss:
         """w [N, D], mixed in pairs on swap steps, and the part of it that the encoder's network found."""
         encoder = self.networks.encoder
         assert encoder is not None
-        learned = encoder.learned(images)
-        w = learned + encoder.project(images) if encoder.components else learned
-        if kind == "swap":
-            share = random.uniform(len(w), 1)
-            order = random.permutation(len(w))
-            w, learned = (share * own + (1 - share) * self.world.gather(own)[order] for own in (w, learned))
-        return w, learned
+        w, learned = encoder.latents(images)
+        if kind != "swap":
+            return w, learned
+        share = random.uniform(len(w), 1)
+        order = random.permutation(len(w))
+
+        def mixed(own: Tensor) -> Tensor:
+            return share * own + (1 - share) * self.world.gather(own)[order]
+
+        whole = mixed(w)
+        return whole, mixed(learned) if encoder.components else whole
 
     def _w(self, images: Tensor, kind: StepKind, random: StepRandom) -> Tensor:
         """w [N, D], or [N, L, D] with one a layer on z steps with style mixing."""

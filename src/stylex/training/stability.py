@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from stylex.classifiers import Classifier
+from stylex.classifiers.distillation import agreement
 from stylex.data import ImageSet
 from stylex.errors import CheckpointError, RunError, TrainingDiverged
 from stylex.hardware import Hardware
@@ -34,7 +35,7 @@ from stylex.networks import Encoder
 from stylex.parallel import ALONE, World
 from stylex.run import PARTIAL, Run, read_json, read_tensors, write_atomically, write_json
 from stylex.training.checkpoint import TrainingState
-from stylex.training.losses import agreement, join
+from stylex.training.losses import join
 from stylex.training.randomness import derive_seed
 
 log = logging.getLogger("stylex")
@@ -112,8 +113,7 @@ def measure_health(
     condition = {"probabilities": probabilities, "logits": logits, "none": None}[condition_kind]
     encoder = state.averages["encoder"]
     assert isinstance(encoder, Encoder)
-    learned = encoder.learned(images)
-    w = learned + encoder.project(images) if encoder.components else learned
+    w, learned = encoder.latents(images)
     fake = state.averages["generator"](join(w, condition))
     constant = images.median(dim=0, keepdim=True).values
     l1 = (fake - images).abs().mean()

@@ -15,12 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from stylex.classifiers import Classifier
-from stylex.data import ImageSet
+from stylex.data import Dataset, ImageSet
 from stylex.errors import RunError
 from stylex.hardware import Hardware
 from stylex.run import Run, write_atomically
 from stylex.training.checkpoint import TrainingState
 from stylex.training.randomness import StepRandom
+
+WATCHED = 16
+"""Images that sample grids show."""
 
 
 class RecentStatistics:
@@ -150,6 +153,17 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
+def watched_images(data: Dataset) -> ImageSet | None:
+    """The first discovery images (training images where there are none): for sample grids and health checks.
+
+    The best checkpoint is chosen on them. None: there are no images at all.
+    """
+    for images in (data.discovery, data.training):
+        if len(images):
+            return images.select(range(min(WATCHED, len(images))))
+    return None
+
+
 def save_samples(
     run: Run,
     watch: ImageSet,

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
+import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
@@ -91,9 +92,9 @@ def create_app(bench: Workbench, title: str, *, hosts: Collection[str] | None = 
             forms.keep(found, visitor)
         return found
 
-    def desk(state: State, found: Counterfactual | None = None, answer: str | None = None) -> dict[str, Any]:
+    def desk(state: State, answer: str | None = None) -> dict[str, Any]:
         subject = bench.subject(state.image)
-        edited = found or bench.edit(subject, state.target, state.shares())
+        edited = bench.edit(subject, state.target, state.shares())
         return {
             "state": state,
             "subject": subject,
@@ -277,14 +278,12 @@ def _state(bench: Workbench, query: QueryParams) -> State:
 
 
 def _target(bench: Workbench, wanted: str, subject: Subject) -> str:
-    """The class asked for, else the first that the image does not count as."""
+    """The class asked for, else the likeliest that the reconstruction does not count as."""
     if wanted:
         if wanted not in bench.class_names:
             raise ConfigError(f"no class '{wanted[:40]}'; there are {', '.join(bench.class_names)}")
         return wanted
-    before = subject.probabilities_before
-    least = min(range(len(before)), key=before.__getitem__)
-    return bench.class_names[least]
+    return bench.explainer.likely_target(torch.from_numpy(subject.logits)[None])
 
 
 def _chooser(bench: Workbench, query: QueryParams, state: State) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from stylex.attfind import Attribute
 from stylex.attfind.attributes import in_class
-from stylex.counterfactuals import Change, Counterfactual, explain_styles, to_picture
-from stylex.data.decode import to_square
+from stylex.counterfactuals import Change, Counterfactual, explain_styles, same_class, to_picture
 from stylex.errors import ConfigError, DataError
 from stylex.evaluation.measure import TestImages
 from stylex.explainer import Explainer
@@ -35,7 +34,7 @@ PAIRS = 12
 class Subject:
     """An image that is looked at: styles [1, T], the image [1, 3, R, R] (None: sampled), pictures of both.
 
-    Probabilities are of all classes; `keeps_class` says whether the reconstruction has the image's class.
+    Probabilities are of all classes, and so are logits [K] of the image and of its reconstruction.
     """
 
     key: str
@@ -46,7 +45,8 @@ class Subject:
     reconstruction: Picture
     probabilities_original: tuple[float, ...] | None
     probabilities_before: tuple[float, ...]
-    keeps_class: bool
+    logits_original: np.ndarray
+    logits: np.ndarray
 
 
 class Workbench:
@@ -114,19 +114,14 @@ class Workbench:
                 return self._uploads[key]
         row = int(key) if len(key) < 10 else -1
         self._check(row)
-        test, sampled = self.test, not self.takes_images
-        return self._described(
-            Subject(
-                key=key,
-                name=test.names[row],
-                styles=test.styles[row : row + 1],
-                image=None if sampled else test.images[row : row + 1],
-                original=None if sampled else to_picture(test.images[row]),
-                reconstruction=to_picture(test.reconstructions[row]),
-                probabilities_original=None,
-                probabilities_before=(),
-                keeps_class=True,
-            ),
+        test, rows = self.test, slice(row, row + 1)
+        image = test.images[rows] if self.takes_images else None
+        return self._subject(
+            key,
+            test.names[row],
+            test.styles[rows],
+            image,
+            test.reconstructions[rows],
             test.logits_original[row],
             test.logits[row],
         )
@@ -137,26 +132,19 @@ class Workbench:
         Raises:
             RunError: the model has no encoder.
         """
-        model, size = self.explainer.model, self.explainer.run.config.resolution
-        pixels = to_square(picture, size)
-        image = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        model = self.explainer.model
+        image = self.explainer.tensor(picture)
         with self._lock:
             latents, logits_original = model.encode(image)
             styles = model.styles(latents)
             reconstruction = model.synthesise(styles)
             logits = model.classify(reconstruction)
-        found = self._described(
-            Subject(
-                key=f"upload-{secrets.token_urlsafe(16)}",
-                name=name,
-                styles=styles,
-                image=image,
-                original=pixels,
-                reconstruction=to_picture(reconstruction[0]),
-                probabilities_original=None,
-                probabilities_before=(),
-                keeps_class=True,
-            ),
+        found = self._subject(
+            f"upload-{secrets.token_urlsafe(16)}",
+            name,
+            styles,
+            image,
+            reconstruction,
             logits_original[0].cpu().numpy(),
             logits[0].cpu().numpy(),
         )
@@ -221,7 +209,7 @@ class Workbench:
             changes=tuple(changes),
             flipped=bool(in_class(logits.numpy(), index, activation)[0]),
             already=False,
-            reconstruction_keeps_class=subject.keeps_class,
+            reconstruction_keeps_class=self.keeps_class(subject, target),
         )
 
     def flip(self, subject: Subject, target: str) -> tuple[dict[int, float], Counterfactual]:
@@ -251,19 +239,35 @@ class Workbench:
         with self._lock:
             self.explainer.name_attribute(entry.coordinate, name)
 
-    def _described(self, subject: Subject, original: np.ndarray, logits: np.ndarray) -> Subject:
+    def _subject(
+        self,
+        key: str,
+        name: str,
+        styles: Tensor,
+        image: Tensor | None,
+        reconstruction: Tensor,
+        logits_original: np.ndarray,
+        logits: np.ndarray,
+    ) -> Subject:
         classifier = self.explainer.model.classifier
-        if classifier.activation == "sigmoid":
-            keeps = bool(((original > 0) == (logits > 0)).all())
-        else:
-            keeps = bool(original.argmax() == logits.argmax())
-        both = classifier.probabilities(torch.from_numpy(np.stack([original, logits])))
-        return replace(
-            subject,
-            probabilities_original=None if subject.image is None else tuple(both[0].tolist()),
-            probabilities_before=tuple(both[1].tolist()),
-            keeps_class=keeps,
+        both = classifier.probabilities(torch.from_numpy(np.stack([logits_original, logits]))).tolist()
+        return Subject(
+            key=key,
+            name=name,
+            styles=styles,
+            image=image,
+            original=None if image is None else to_picture(image[0]),
+            reconstruction=to_picture(reconstruction[0]),
+            probabilities_original=None if image is None else tuple(both[0]),
+            probabilities_before=tuple(both[1]),
+            logits_original=logits_original,
+            logits=logits,
         )
+
+    def keeps_class(self, subject: Subject, target: str) -> bool:
+        """Whether the reconstruction has the image's class; of labels, the target's."""
+        activation = self.explainer.model.classifier.activation
+        return same_class(subject.logits_original, subject.logits, self.class_names.index(target), activation)
 
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self.test.names):
