@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from stylex.networks import Discriminator, Encoder, Generator
+from stylex.networks import Discriminator, Encoder, Generator, blur, downsample2
 
 CHANNELS = {4: 3, 8: 2}
 
@@ -102,3 +103,31 @@ def test_gradient_of_the_path_length_penalty(generator: Generator, per_layer: bo
         return (lengths - 0.1).square().mean()
 
     assert_gradient(generator, penalty)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+def test_the_filter_by_finite_differences(padding: int) -> None:
+    images = torch.randn(2, 3, 6, 4, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: blur(x, padding, 1.5), (images,))
+    assert gradgradcheck(lambda x: blur(x, padding, 1.5), (images,))
+
+
+def test_halving_by_finite_differences() -> None:
+    images = torch.randn(2, 3, 6, 4, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(downsample2, (images,))
+    assert gradgradcheck(downsample2, (images,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_the_filter_are_autograds_own(dtype: torch.dtype) -> None:
+    images = torch.randn(2, 5, 8, 8).to(dtype).requires_grad_()
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=dtype)
+    kernel = (torch.outer(taps, taps) / 64).expand(5, 1, 4, 4)
+    for mine, plain in (
+        (blur(images, 2), F.conv2d(images, kernel, padding=2, groups=5)),
+        (downsample2(images), F.conv2d(images, kernel, padding=1, stride=2, groups=5)),
+    ):
+        upstream = torch.randn_like(plain)
+        found, expected = (torch.autograd.grad(out, images, upstream)[0] for out in (mine, plain))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)

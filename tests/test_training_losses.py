@@ -592,3 +592,18 @@ def test_sparsity_starts_ramps_and_follows_the_rate(
     reference, share = slow_thin_out(before, 2, expected, True)
     torch.testing.assert_close(weight.detach(), reference)
     assert float(found["class_free_styles"]) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_dependence_on_the_latents_is_thinned_out_by_itself(tmp_path: Path, alone: bool) -> None:
+    settings = ["sparsity.latent_threshold=0.8", "sparsity.start_kimg=0", "sparsity.ramp_kimg=0"]
+    settings.append(f"sparsity.threshold={0 if alone else 0.5}")
+    trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
+    weight = trainer.state.networks.generator.affine_weight
+    before = weight.detach().clone()
+    found = trainer.loss.after_update(trainer.phases[0], 10, 0.5)
+    expected, _ = slow_thin_out(before, 2, 0.0 if alone else 0.25, True)
+    expected[:, :-2] = before[:, :-2].sign() * (before[:, :-2].abs() - 0.4).clamp_min(0)
+    torch.testing.assert_close(weight.detach(), expected)
+    assert 0 < float(found["unused_latents"]) == pytest.approx(float((expected[:, :-2] == 0).float().mean()))
+    assert ("class_free_styles" in found) != alone

@@ -152,6 +152,9 @@ class SparsitySettings(Settings):
     """The L1 proximal step on the styles' dependence on the condition; threshold 0 switches it off."""
 
     threshold: NonNegative = 0.0
+    latent_threshold: NonNegative = Field(
+        0.0, description="the same for the styles' dependence on each number of w; 0 switches it off"
+    )
     start_kimg: NonNegative = 0.0
     ramp_kimg: NonNegative = 0.0
 

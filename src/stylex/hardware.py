@@ -133,8 +133,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    trim_threshold, mmap_threshold = -1, -3
-    return bool(mallopt(mmap_threshold, 32 << 20)) and bool(mallopt(trim_threshold, 2**31 - 1))
+    # Without mmap altogether: its threshold cannot exceed 32 MiB, and larger buffers would go back at once.
+    trim_threshold, mmap_max = -1, -4
+    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def release_freed_memory() -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylex.networks.layers import SQRT2, at_least_float32, blur, upsample2
+from stylex.networks.layers import SQRT2, at_least_float32, blur, conv_weight, upsample2
 
 Noise = Literal["fixed", "random", "none"]
 
@@ -62,7 +62,7 @@ class StyledConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, resolution: int, *, up: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.weight = conv_weight(out_channels, in_channels, 3)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.register_buffer("fixed_noise", torch.randn(1, 1, resolution, resolution))
@@ -101,7 +101,7 @@ class ToRGB(nn.Module):
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1))
+        self.weight = conv_weight(3, in_channels, 1)
         self.bias = nn.Parameter(torch.zeros(3))
         self.weight_gain = 1.0 / math.sqrt(in_channels)
 

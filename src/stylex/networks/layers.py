@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,52 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _fir_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
-    taps = torch.tensor(FIR_TAPS, dtype=torch.float32, device=like.device)
+def _fir_kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    taps = torch.tensor(FIR_TAPS, dtype=torch.float32, device=device)
     kernel = torch.outer(taps, taps) * (gain / sum(FIR_TAPS) ** 2)
-    return kernel.to(like.dtype).expand(channels, 1, 4, 4)
+    # in this layout oneDNN's gradients of depthwise convolutions are fastest
+    return kernel.to(dtype).expand(channels, 1, 4, 4).contiguous(memory_format=torch.channels_last)
+
+
+def _filter(images: Tensor, padding: int, stride: int, gain: float) -> Tensor:
+    channels = images.shape[1]
+    kernel = _fir_kernel(channels, gain, images.dtype, images.device)
+    return F.conv2d(images, kernel, padding=padding, stride=stride, groups=channels)
+
+
+def _spread(outputs: Tensor, padding: int, stride: int, gain: float) -> Tensor:
+    """The adjoint of `_filter`: the kernel is symmetric."""
+    if stride == 1:
+        return _filter(outputs, 3 - padding, 1, gain)
+    channels = outputs.shape[1]
+    wide = at_least_float32(outputs)  # in bf16 oneDNN takes thirty times as long
+    kernel = _fir_kernel(channels, gain, wide.dtype, wide.device)
+    found = F.conv_transpose2d(wide, kernel, padding=padding, stride=stride, groups=channels)
+    return found.to(outputs.dtype)
+
+
+class _Fir(torch.autograd.Function):
+    """The FIR filter and its adjoint, each the other's gradient, so that gradients of any order are cheap.
+
+    PyTorch's second-order gradient of a depthwise convolution loops over the channels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, padding: int, stride: int, gain: float, adjoint: bool) -> Tensor:
+        ctx.settings = padding, stride, gain, adjoint
+        return (_spread if adjoint else _filter)(images, padding, stride, gain)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        padding, stride, gain, adjoint = ctx.settings
+        return _fir(gradients[0], padding, stride, gain, not adjoint), None, None, None, None
+
+
+def _fir(images: Tensor, padding: int, stride: int, gain: float, adjoint: bool = False) -> Tensor:
+    if torch.is_grad_enabled() and images.requires_grad:
+        found: Tensor = _Fir.apply(images, padding, stride, gain, adjoint)  # type: ignore[no-untyped-call]
+        return found
+    return (_spread if adjoint else _filter)(images, padding, stride, gain)
 
 
 def blur(images: Tensor, padding: int, gain: float = 1.0) -> Tensor:
@@ -30,23 +73,18 @@ def blur(images: Tensor, padding: int, gain: float = 1.0) -> Tensor:
 
     Args:
         images: [N, C, H, W].
-        padding: zeros added on all four sides.
+        padding: zeros added on all four sides, 0 to 3.
         gain: factor on the output.
 
     Returns:
         [N, C, H + 2·padding − 3, W + 2·padding − 3].
     """
-    channels = images.shape[1]
-    return F.conv2d(images, _fir_kernel(channels, gain, images), padding=padding, groups=channels)
+    return _fir(images, padding, 1, gain)
 
 
 def downsample2(images: Tensor) -> Tensor:
-    """Halve the resolution with the FIR filter: [N, C, H, W] → [N, C, H/2, W/2].
-
-    Filtering at full resolution and then dropping samples costs more arithmetic than a strided
-    depthwise convolution, whose gradient in bf16 is an order of magnitude slower on CPUs.
-    """
-    return blur(images, padding=1)[:, :, ::2, ::2]
+    """Halve the resolution with the FIR filter: [N, C, H, W] → [N, C, H/2, W/2]; H and W even."""
+    return _fir(images, 1, 2, 1.0)
 
 
 def upsample2(images: Tensor) -> Tensor:
@@ -58,6 +96,12 @@ def upsample2(images: Tensor) -> Tensor:
     return F.interpolate(F.pad(images, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)[
         :, :, 2:-2, 2:-2
     ]
+
+
+def conv_weight(out_channels: int, in_channels: int, kernel_size: int) -> nn.Parameter:
+    """N(0, 1) weights [O, I, k, k], laid out as the features are: otherwise every use would copy them."""
+    weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
+    return nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
 
 
 class EqualLinear(nn.Module):
@@ -109,7 +153,7 @@ class EqualConv2d(nn.Module):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = conv_weight(out_channels, in_channels, kernel_size)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.down = down
         self.activate = activate
@@ -123,7 +167,7 @@ class EqualConv2d(nn.Module):
         if not self.down:
             outputs = F.conv2d(images, weight, bias, padding=kernel_size // 2)
         elif kernel_size == 1:
-            outputs = F.conv2d(blur(images, padding=1), weight, bias, stride=2)
+            outputs = F.conv2d(downsample2(images), weight, bias)
         else:
             outputs = F.conv2d(blur(images, padding=2), weight, bias, stride=2)
         return F.leaky_relu(outputs, 0.2) if self.activate else outputs

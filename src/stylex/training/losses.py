@@ -158,17 +158,24 @@ class StylexLoss:
         sparsity = self.recipe.sparsity
         generator = self.networks.generator
         begun_kimg = images / 1000 - sparsity.start_kimg
-        if phase.name != "generator" or sparsity.threshold == 0 or begun_kimg < 0:
+        if phase.name != "generator" or begun_kimg < 0:
             return {}
-        ramp = min(1.0, begun_kimg / sparsity.ramp_kimg) if sparsity.ramp_kimg > 0 else 1.0
-        share = thin_out_condition(
-            generator.affine_weight,
-            generator.condition_features,
-            sparsity.threshold * ramp * rate_share,
-            sums_to_one=self.recipe.network.condition == "probabilities"
-            and self.classifier.activation == "softmax",
-        )
-        return {"class_free_styles": torch.tensor(share)}
+        scale = rate_share * (min(1.0, begun_kimg / sparsity.ramp_kimg) if sparsity.ramp_kimg > 0 else 1.0)
+        found: dict[str, Tensor] = {}
+        if sparsity.threshold > 0:
+            share = thin_out_condition(
+                generator.affine_weight,
+                generator.condition_features,
+                sparsity.threshold * scale,
+                sums_to_one=self.recipe.network.condition == "probabilities"
+                and self.classifier.activation == "softmax",
+            )
+            found["class_free_styles"] = torch.tensor(share)
+        if sparsity.latent_threshold > 0:
+            columns = generator.affine_weight[:, : self.recipe.network.latent_features]
+            columns.copy_(F.softshrink(columns, sparsity.latent_threshold * scale))
+            found["unused_latents"] = (columns == 0).float().mean()
+        return found
 
     def _logits(self, batch: Batch) -> Tensor:
         """The classifier's logits [N, K] of the real images, computed once a step."""
