@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylex.networks.layers import SQRT2, at_least_float32, blur, conv_weight, upsample2
+from stylex.networks.winograd import convolve3
 
 Noise = Literal["fixed", "random", "none"]
 
@@ -80,7 +81,7 @@ class StyledConv(nn.Module):
         weight = (self.weight * self.weight_gain).to(modulated.dtype)
         if self.up:
             return blur(F.conv_transpose2d(modulated, weight.transpose(0, 1), stride=2), padding=1, gain=4.0)
-        return F.conv2d(modulated, weight, padding=1)
+        return convolve3(modulated, weight)
 
     def activate(self, convolved: Tensor, demodulation: Tensor, noise: Tensor | None) -> Tensor:
         """Demodulate, add noise [N or 1, 1, H, W] and bias, leaky ReLU."""

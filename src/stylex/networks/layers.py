@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylex.networks.winograd import convolve3
+
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 """The resampling filter of StyleGAN2, separable, before normalisation."""
 
@@ -63,7 +65,7 @@ class _Fir(torch.autograd.Function):
 
 def _fir(images: Tensor, padding: int, stride: int, gain: float, adjoint: bool = False) -> Tensor:
     if torch.is_grad_enabled() and images.requires_grad:
-        found: Tensor = _Fir.apply(images, padding, stride, gain, adjoint)  # type: ignore[no-untyped-call]
+        found: Tensor = _Fir.apply(images, padding, stride, gain, adjoint)
         return found
     return (_spread if adjoint else _filter)(images, padding, stride, gain)
 
@@ -164,7 +166,9 @@ class EqualConv2d(nn.Module):
         kernel_size = self.weight.shape[-1]
         weight = (self.weight * self.weight_gain).to(images.dtype)
         bias = None if self.bias is None else (self.bias * self.output_gain).to(images.dtype)
-        if not self.down:
+        if not self.down and kernel_size == 3:
+            outputs = convolve3(images, weight, bias)
+        elif not self.down:
             outputs = F.conv2d(images, weight, bias, padding=kernel_size // 2)
         elif kernel_size == 1:
             outputs = F.conv2d(downsample2(images), weight, bias)
