@@ -63,10 +63,17 @@ def read_rows(file: Path, only: Sequence[str] = ()) -> list[Row]:
     return rows
 
 
+def usable_cores() -> list[int]:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def commands(row: Row, given: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     """What is run for a row, by the file in its folder that shows that it was."""
     stylex = [sys.executable, "-m", "stylex"]
-    common = ["--threads", str(max(1, (os.cpu_count() or 1) // given.jobs))]
+    common = ["--threads", str(max(1, len(usable_cores()) // given.jobs))]
     train = [
         "train",
         "--data",
@@ -229,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     rows = read_rows(given.rows, [name for name in given.only.split(",") if name])
 
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    usable = usable_cores()
     share = max(1, len(usable) // given.jobs)
     free: Queue[set[int]] = Queue()
     for job in range(given.jobs):

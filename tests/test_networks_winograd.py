@@ -35,8 +35,10 @@ def test_equals_a_direct_convolution(size: tuple[int, ...], layout: torch.memory
     torch.testing.assert_close(found, F.conv2d(images, weight, bias, padding=1), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("bytes_at_once", [1, 1 << 20])
 @pytest.mark.usefixtures("always")
-def test_gradients_by_finite_differences() -> None:
+def test_gradients_by_finite_differences(monkeypatch: pytest.MonkeyPatch, bytes_at_once: int) -> None:
+    monkeypatch.setattr(winograd, "PART_BYTES", bytes_at_once)  # image by image, and all at once
     images, weight, bias = (batch(*shape).requires_grad_() for shape in ((2, 2, 8, 4), (3, 2, 3, 3), (3,)))
     assert gradcheck(convolve3, (images, weight, bias))
     assert gradgradcheck(convolve3, (images, weight, bias))

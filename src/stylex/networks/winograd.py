@@ -7,6 +7,7 @@ matrix product over channels. All that surrounds them are matrix products too, o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,9 @@ LEAST_CHANNELS = 192
 
 LEAST_PIXELS = 4096
 """Of all images of a batch together; below, transforming the weights costs too much."""
+
+PART_BYTES = 32 << 20
+"""Buffers of tiles up to this size stay in caches, and the heap in one piece."""
 
 _INPUT = (
     (4.0, 0.0, -5.0, 0.0, 1.0, 0.0),
@@ -143,25 +147,43 @@ def _turned(weight: Tensor) -> Tensor:
 
 
 def _outputs(images: Tensor, weight: Tensor) -> Tensor:
-    count, _, height, width = images.shape
+    count, channels, height, width = images.shape
     features = weight.shape[0]
-    product = torch.bmm(_input_tiles(images), _weight_tiles(weight))
-    tiles = (_matrix("output", images) @ product.view(INPUT**2, -1)).view(
-        TILE, TILE, count, height // TILE, width // TILE, features
-    )
-    pixels = tiles.permute(2, 3, 0, 4, 1, 5).reshape(count, height, width, features)
+    transformed, back = _weight_tiles(weight), _matrix("output", images)
+    pixels = images.new_empty(count, height, width, features)
+    for part in _parts(images.shape, max(channels, features)):
+        tiles = back @ torch.bmm(_input_tiles(images[part]), transformed).view(INPUT**2, -1)
+        cut = _cut(pixels[part])
+        cut.copy_(tiles.view(cut.shape))
     return pixels.permute(0, 3, 1, 2)
 
 
 def _correlation(images: Tensor, outputs: Tensor) -> Tensor:
     """The weight's gradient [O, C, 3, 3], of images [N, C, H, W] and the outputs' gradient [N, O, H, W]."""
-    count, features, height, width = outputs.shape
-    pixels = outputs.permute(0, 2, 3, 1).reshape(count, height // TILE, TILE, width // TILE, TILE, features)
-    tiles = pixels.permute(2, 4, 0, 1, 3, 5).reshape(TILE**2, -1)
-    products = (_matrix("output", outputs).t() @ tiles).view(INPUT**2, -1, features)
-    found = torch.bmm(_input_tiles(images).transpose(1, 2), products)
+    channels, features = images.shape[1], outputs.shape[1]
+    forth = _matrix("output", outputs).t()
+    found = images.new_zeros(INPUT**2, channels, features)
+    for part in _parts(images.shape, max(channels, features)):
+        cut = _cut(outputs[part].permute(0, 2, 3, 1).contiguous())
+        products = (forth @ cut.reshape(TILE**2, -1)).view(INPUT**2, -1, features)
+        found.baddbmm_(_input_tiles(images[part]).transpose(1, 2), products)
     weight = _matrix("weight", outputs).t() @ found.view(INPUT**2, -1)
-    return weight.view(3, 3, images.shape[1], features).permute(3, 2, 0, 1)
+    return weight.view(3, 3, channels, features).permute(3, 2, 0, 1)
+
+
+def _parts(shape: torch.Size, channels: int) -> Iterator[slice]:
+    """Images that are worked on at once: as many as keep a buffer of tiles under PART_BYTES."""
+    each = 4 * INPUT**2 * (shape[2] // TILE) * (shape[3] // TILE) * channels
+    size = max(1, PART_BYTES // each)
+    for first in range(0, shape[0], size):
+        yield slice(first, first + size)
+
+
+def _cut(pixels: Tensor) -> Tensor:
+    """A view of pixels [n, H, W, C], contiguous, as places of tiles: [4, 4, n, H/4, W/4, C]."""
+    count, height, width, channels = pixels.shape
+    tiles = pixels.view(count, height // TILE, TILE, width // TILE, TILE, channels)
+    return tiles.permute(2, 4, 0, 1, 3, 5)
 
 
 def _input_tiles(images: Tensor) -> Tensor:
