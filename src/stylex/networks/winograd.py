@@ -84,18 +84,22 @@ def pays(images: Tensor, weight: Tensor) -> bool:
 
 
 class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(images, weight)
-        return _outputs(images, weight)
+    """The convolution or, with `adjoint`, the map that its gradient is; each is the other's gradient."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, adjoint: bool) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.adjoint = adjoint
+        return _outputs(images, weight, adjoint)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         images, weight = ctx.saved_tensors
-        (gradient,) = gradients
+        pair = (gradients[0], images) if ctx.adjoint else (images, gradients[0])
         return (
-            _convolution(gradient, _turned(weight)) if _wanted(ctx, 0) else None,
-            _weight_gradient(images, gradient) if _wanted(ctx, 1) else None,
+            _convolution(gradients[0], weight, not ctx.adjoint) if _wanted(ctx, 0) else None,
+            _weight_gradient(*pair) if _wanted(ctx, 1) else None,
+            None,
         )
 
 
@@ -110,10 +114,9 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         images, outputs = ctx.saved_tensors
-        (gradient,) = gradients
         return (
-            _convolution(outputs, _turned(gradient)) if _wanted(ctx, 0) else None,
-            _convolution(images, gradient) if _wanted(ctx, 1) else None,
+            _convolution(outputs, gradients[0], True) if _wanted(ctx, 0) else None,
+            _convolution(images, gradients[0], False) if _wanted(ctx, 1) else None,
         )
 
 
@@ -127,11 +130,11 @@ def _wanted(ctx: Any, number: int) -> bool:
         return True
 
 
-def _convolution(images: Tensor, weight: Tensor) -> Tensor:
+def _convolution(images: Tensor, weight: Tensor, adjoint: bool = False) -> Tensor:
     if torch.is_grad_enabled() and (images.requires_grad or weight.requires_grad):
-        found: Tensor = _Convolution.apply(images, weight)
+        found: Tensor = _Convolution.apply(images, weight, adjoint)
         return found
-    return _outputs(images, weight)
+    return _outputs(images, weight, adjoint)
 
 
 def _weight_gradient(images: Tensor, outputs: Tensor) -> Tensor:
@@ -141,15 +144,11 @@ def _weight_gradient(images: Tensor, outputs: Tensor) -> Tensor:
     return _correlation(images, outputs)
 
 
-def _turned(weight: Tensor) -> Tensor:
-    """The weight of the adjoint convolution: [O, C, 3, 3] → [C, O, 3, 3]."""
-    return weight.flip(2, 3).transpose(0, 1)
-
-
-def _outputs(images: Tensor, weight: Tensor) -> Tensor:
+def _outputs(images: Tensor, weight: Tensor, adjoint: bool = False) -> Tensor:
+    """Images [N, C, H, W] → [N, O, H, W] or, with `adjoint`, [N, O, H, W] → [N, C, H, W]."""
     count, channels, height, width = images.shape
-    features = weight.shape[0]
-    transformed, back = _weight_tiles(weight), _matrix("output", images)
+    transformed, back = _weight_tiles(weight, adjoint), _matrix("output", images)
+    features = transformed.shape[2]
     pixels = images.new_empty(count, height, width, features)
     for part in _parts(images.shape, max(channels, features)):
         tiles = back @ torch.bmm(_input_tiles(images[part]), transformed).view(INPUT**2, -1)
@@ -162,13 +161,13 @@ def _correlation(images: Tensor, outputs: Tensor) -> Tensor:
     """The weight's gradient [O, C, 3, 3], of images [N, C, H, W] and the outputs' gradient [N, O, H, W]."""
     channels, features = images.shape[1], outputs.shape[1]
     forth = _matrix("output", outputs).t()
-    found = images.new_zeros(INPUT**2, channels, features)
+    found = images.new_zeros(INPUT**2, features, channels)
     for part in _parts(images.shape, max(channels, features)):
         cut = _cut(outputs[part].permute(0, 2, 3, 1).contiguous())
         products = (forth @ cut.reshape(TILE**2, -1)).view(INPUT**2, -1, features)
-        found.baddbmm_(_input_tiles(images[part]).transpose(1, 2), products)
+        found.baddbmm_(products.transpose(1, 2), _input_tiles(images[part]))
     weight = _matrix("weight", outputs).t() @ found.view(INPUT**2, -1)
-    return weight.view(3, 3, channels, features).permute(3, 2, 0, 1)
+    return weight.view(3, 3, features, channels).permute(2, 3, 0, 1)
 
 
 def _parts(shape: torch.Size, channels: int) -> Iterator[slice]:
@@ -198,11 +197,14 @@ def _input_tiles(images: Tensor) -> Tensor:
     return (_matrix("input", images) @ tiles.reshape(INPUT**2, -1)).view(INPUT**2, -1, channels)
 
 
-def _weight_tiles(weight: Tensor) -> Tensor:
-    """G g Gᵀ: [O, C, 3, 3] → [36, C, O]."""
+def _weight_tiles(weight: Tensor, adjoint: bool) -> Tensor:
+    """G g Gᵀ: [O, C, 3, 3] → [36, C, O], or for the adjoint [36, O, C]."""
     features, channels = weight.shape[:2]
-    taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
-    return (_matrix("weight", weight) @ taps).view(INPUT**2, channels, features)
+    taps = weight.permute(2, 3, 0, 1).reshape(9, -1)
+    if adjoint:
+        taps = taps.flip(0)
+    tiles = (_matrix("weight", weight) @ taps).view(INPUT**2, features, channels)
+    return tiles if adjoint else tiles.transpose(1, 2)
 
 
 def _matrix(which: str, like: Tensor) -> Tensor:
