@@ -89,6 +89,7 @@ def commands(row: Row, given: argparse.Namespace, folder: Path) -> dict[str, lis
         train += ["--set", assignment]
     search = ["attfind", str(folder), "--images", str(given.images)]
     measure = ["evaluate", str(folder), "--judge", str(given.judge), "--quality"]
+    measure += [] if given.test is None else ["--data", str(given.test)]
     if row.recipe != "stylegan2":  # no encoder, so nothing is reconstructed
         measure += ["--factors", str(given.factors), "--truth"]
     return {
@@ -222,6 +223,7 @@ def work(row: Row, given: argparse.Namespace, cores: set[int]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--test", type=Path, help="measure on the test images of this source instead")
     parser.add_argument("--classifier", type=Path, required=True)
     parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--factors", type=Path, required=True)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from stylex import fused
 from stylex.networks import winograd
 from stylex.networks.winograd import convolve3, pays
 
@@ -82,3 +83,16 @@ def test_wide_layers_in_float32_are_done_by_tiles_and_stay_close() -> None:
         torch.testing.assert_close(
             convolve3(other, kernel), F.conv2d(other, kernel, padding=1), rtol=0, atol=0
         )
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_with_bias_and_rectifier(slope: float) -> None:
+    width = winograd.LEAST_CHANNELS
+    images, weight = (
+        batch(1, width, 64, 64, dtype=torch.float32),
+        batch(width, width, 3, 3, dtype=torch.float32),
+    )
+    weight, bias = weight / 42, batch(width, dtype=torch.float32)
+    found = fused.convolve(images, weight, bias, slope=slope, padding=1)
+    expected = F.leaky_relu(F.conv2d(images.double(), weight.double(), bias.double(), padding=1), slope)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4)

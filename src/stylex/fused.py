@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylex.networks import winograd
+
 
 def convolve(
     images: Tensor,
@@ -21,7 +23,8 @@ def convolve(
     """leaky_relu(conv2d(images, weight) + bias, slope), without gradients; slope 0 is ReLU.
 
     On CPUs oneDNN applies bias and rectifier while a tile of the result is still in the cache; elsewhere the
-    rectifier overwrites the convolution's result. Respects an autocast around it.
+    rectifier overwrites the convolution's result. Wide 3 × 3 convolutions are done by tiles (see
+    `networks.winograd`). Respects an autocast around it.
 
     Args:
         images: [N, C, H, W].
@@ -36,10 +39,13 @@ def convolve(
         dtype = torch.get_autocast_dtype(kind)
         images, weight = images.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    if (padding, groups, *weight.shape[2:]) == (1, 1, 3, 3) and winograd.pays(images, weight):
+        found: Tensor = winograd.convolve3(images, weight, bias)
+        return F.leaky_relu_(found, slope) if slope else F.relu_(found)
     if kind == "cpu" and images.numel() and _offered(images.dtype):
         pads, ones = [padding, padding], [1, 1]
         rectifier, scalars = ("leaky_relu", [slope]) if slope else ("relu", [])
-        found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        found = torch.ops.mkldnn._convolution_pointwise(
             images, weight, bias, pads, ones, ones, groups, rectifier, scalars, ""
         )
         return found

@@ -18,6 +18,7 @@ from stylex import fused
 from stylex.networks import StyleLayer, Synthesis, SynthesisState
 from stylex.networks.generator import Noise, StyledConv, ToRGB
 from stylex.networks.layers import FIR_TAPS, SQRT2, at_least_float32, upsample2
+from stylex.networks.winograd import convolve3
 
 SLOPE = 0.2
 """Of the leaky ReLU behind every convolution."""
@@ -43,7 +44,10 @@ class _Convolution:
             weight, groups = self.fir, len(self.fir)
         if self.noise is None:
             return fused.convolve(features, weight, self.bias, slope=SLOPE, padding=padding, groups=groups)
-        found = F.conv2d(features, weight, self.bias, padding=padding, groups=groups)
+        if groups == 1:
+            found = convolve3(features, weight, self.bias)
+        else:
+            found = F.conv2d(features, weight, self.bias, padding=padding, groups=groups)
         return F.leaky_relu_(found.add_(self.noise), SLOPE)
 
 
