@@ -90,7 +90,7 @@ class StyledConv(nn.Module):
         if noise is not None:
             shift = shift + noise * self.noise_strength
         scale = (demodulation * SQRT2).to(dtype)[:, :, None, None]
-        return F.leaky_relu(torch.addcmul((shift * SQRT2).to(dtype), convolved, scale), 0.2)
+        return F.leaky_relu_(torch.addcmul((shift * SQRT2).to(dtype), convolved, scale), 0.2)
 
     def forward(self, features: Tensor, style: Tensor, noise: Tensor | None) -> Tensor:
         modulated = features * style.to(features.dtype)[:, :, None, None]

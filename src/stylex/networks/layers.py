@@ -174,4 +174,4 @@ class EqualConv2d(nn.Module):
             outputs = F.conv2d(downsample2(images), weight, bias)
         else:
             outputs = F.conv2d(blur(images, padding=2), weight, bias, stride=2)
-        return F.leaky_relu(outputs, 0.2) if self.activate else outputs
+        return F.leaky_relu_(outputs, 0.2) if self.activate else outputs

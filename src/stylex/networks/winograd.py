@@ -67,7 +67,7 @@ def convolve3(images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if not pays(images, weight):
         return F.conv2d(images, weight, bias, padding=1)
     outputs = _convolution(images, weight)
-    return outputs if bias is None else outputs + bias[:, None, None]
+    return outputs if bias is None else outputs.add_(bias[:, None, None])
 
 
 def pays(images: Tensor, weight: Tensor) -> bool:
@@ -149,12 +149,14 @@ def _outputs(images: Tensor, weight: Tensor, adjoint: bool = False) -> Tensor:
     count, channels, height, width = images.shape
     transformed, back = _weight_tiles(weight, adjoint), _matrix("output", images)
     features = transformed.shape[2]
-    pixels = images.new_empty(count, height, width, features)
+    outputs = torch.empty(
+        count, features, height, width, dtype=images.dtype, memory_format=torch.channels_last
+    )
     for part in _parts(images.shape, max(channels, features)):
         tiles = back @ torch.bmm(_input_tiles(images[part]), transformed).view(INPUT**2, -1)
-        cut = _cut(pixels[part])
+        cut = _cut(outputs[part].permute(0, 2, 3, 1))
         cut.copy_(tiles.view(cut.shape))
-    return pixels.permute(0, 3, 1, 2)
+    return outputs
 
 
 def _correlation(images: Tensor, outputs: Tensor) -> Tensor:
