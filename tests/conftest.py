@@ -11,7 +11,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from browsing import browser, visit
+
 torch.set_num_threads(1)
+
+__all__ = ["browser", "visit"]
+"""Fixtures for all tests."""
 
 collect_ignore = ["make_tensorflow_models.py"]
 """Made the test data once; it needs TensorFlow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,11 +63,21 @@ def shipped(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def test_a_demonstration_replaces_an_earlier_one_alone(shipped: Run, tmp_path: Path) -> None:
     out = tmp_path / "demo"
+    (shipped.path / "attributes.json").touch()
     first = prepare_demo(out)
     (out / "effects").mkdir()
     (out / "effects" / "shard").touch()
     assert prepare_demo(out).config == first.config
     assert not (out / "effects").exists()
+    assert not (out / "attributes.json").exists()
+    (out / "attributes.json").write_text("with names that people gave")
+    prepare_demo(out)
+    assert (out / "attributes.json").read_text() == "with names that people gave"
+    (out / "study").mkdir()
+    (out / "study" / "answers.sqlite").touch()
+    with pytest.raises(RunError, match="answers to a study; nothing was overwritten"):
+        prepare_demo(out)
+    shutil.rmtree(out / "study")
     (out / MARK).unlink()
     with pytest.raises(RunError, match="no earlier demo; nothing was overwritten"):
         prepare_demo(out)

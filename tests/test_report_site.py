@@ -3,14 +3,20 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import problems
 import report_samples
+import training_problems
+from stylex.attfind import search
 from stylex.errors import RunError
+from stylex.explainer import load
 from stylex.report.html import render_html
 from stylex.report.site import MARK, without_images, write_site
+from test_cli import CPU, check, stylex  # noqa: F401
 
 
 class Links(HTMLParser):
@@ -107,3 +113,27 @@ def test_without_images_nothing_of_the_data_is_left(tmp_path: Path) -> None:
                 pair.before[:] = 0
     assert render_html(without_images(dark)) == render_html(content)
     assert np.ptp(dark.targets[0].attributes[0].pairs[0].before) == 0
+
+
+def test_the_program_writes_a_site_with_names_and_without_the_data(stylex: Any, tmp_path: Path) -> None:  # noqa: F811
+    data = problems.save_images(tmp_path / "private-faces")
+    model = problems.tiny_model()
+    run = problems.save_tiny_run(tmp_path / "run", model, data=str(data))
+    search(run, model, training_problems.images(12), run.config.attfind)
+    explainer = load(run.path, device="cpu", precision="fp32")
+    explainer.name_attribute(explainer.attributes("b")[0].coordinate, "a <b>bright</b> stripe")
+    asked = ["report", run.path, "--attributes", "2", "--json", *CPU]
+    whole, bare = tmp_path / "whole", tmp_path / "bare"
+    found = check(stylex(*asked, "--site", whole), "stylex report")
+    assert found["report"] == str(whole / "index.html")
+    check(stylex(*asked, "--site", bare, "--without-images"), "stylex report")
+    report = check(stylex(*asked, "--without-images"), "stylex report")["report"]
+    names = {file.name for file in data.rglob("*.png")}
+    shared = [*bare.glob("*.html"), Path(report)]
+    texts = {page: page.read_text(encoding="utf-8") for page in [*whole.glob("*.html"), *shared]}
+    assert any(name in text for page, text in texts.items() if page.parent == whole for name in names)
+    for page in shared:
+        assert not [word for word in (*names, "private-faces") if word in texts[page]], page
+    for page in (whole / "index.html", bare / "index.html", Path(report)):
+        assert "a &lt;b&gt;bright&lt;/b&gt; stripe" in texts[page]
+        assert "<b>bright</b>" not in texts[page]

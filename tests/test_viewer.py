@@ -209,6 +209,37 @@ def test_pages_and_exports(url: str, bench: Workbench) -> None:
     assert visitor.get("/", host="evil.example:80")[0] == 421
 
 
+def test_an_image_is_looked_up_once_for_an_answer(
+    url: str, bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    honest = bench.subject
+    monkeypatch.setattr(bench, "subject", lambda key: asked.append(key) or honest(key))
+    for path in ("/", "/edited", "/reset", "/flip", "/export/json", "/attributes/1/1"):
+        asked.clear()
+        assert Visitor(url).get(f"{path}?image=2&target=b&s1=40")[0] == 200
+        assert asked == ["2"], path
+
+
+def test_the_program_serves_this_machine_alone(bench: Workbench, tmp_path: Path) -> None:
+    problems.save_images(tmp_path / "images")
+    run = bench.explainer.run.path
+    asked = ("view", str(run), "--data", str(tmp_path / "images"), "--images", "3", "--attributes", "2")
+    program = web_server.Program(*asked, "--port", "0")
+    try:
+        assert program.url.startswith("http://127.0.0.1:")
+        visitor = Visitor(program.url)
+        page = visitor.get("/?target=b")[1]
+        assert page.count('type="range"') == 1 + 2  # one slides between the pictures
+        assert page.count('src="/picture/') == 3
+        assert visitor.get("/", host="evil.example")[0] == 421
+    finally:
+        code, said = program.stop()
+    assert code == 143
+    assert "Traceback" not in said
+    assert "warning" not in said
+
+
 def test_names_are_kept_and_outlive_a_new_search(tmp_path: Path) -> None:
     explainer = searched(tmp_path / "run")
     bench = Workbench(explainer, prepare(explainer.model, training_problems.images(6), 0))

@@ -15,15 +15,18 @@ MARK = ".stylex-demo"
 """Lies in folders that a demo made, and so may replace."""
 
 FINDINGS = ("styles.safetensors", "attributes.json")
-"""What an earlier search found: `stylex.load("demo")` needs it, a demo finds it anew."""
+"""What a search found. A demo finds it anew; names that people gave stay in an earlier demo's."""
+
+ANSWERS = Path("study", "answers.sqlite")
+"""What people said cannot be made again."""
 
 
 def prepare_demo(out: Path) -> Run:
     """Copy the shipped model, classifiers and faces into a new run directory; its findings stay behind.
 
     Raises:
-        RunError: `out` exists, is not empty, and was not made by a demo; another process works in it; or it
-            cannot be written.
+        RunError: `out` exists, is not empty, and was not made by a demo; it holds answers to a study; another
+            process works in it; or it cannot be written.
     """
     with held_demo(out) as run:
         return run
@@ -39,6 +42,10 @@ def held_demo(out: Path) -> Iterator[Run]:
         raise RunError(
             f"{out}: exists and is no earlier demo; nothing was overwritten, choose another with --out"
         )
+    if (out / ANSWERS).exists():
+        raise RunError(
+            f"{out / ANSWERS}: answers to a study; nothing was overwritten, choose another with --out"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).touch()  # first, and never deleted: a demo that was killed can be replaced
@@ -50,12 +57,12 @@ def held_demo(out: Path) -> Iterator[Run]:
 
 
 def _replace(source: Path, out: Path) -> None:
-    """Empty the folder, but for mark and lock, and copy the shipped run into it."""
+    """Empty the folder, but for mark, lock and findings, and copy the shipped run into it."""
     try:
         for entry in out.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name not in (MARK, LOCK):
+            elif entry.name not in (MARK, LOCK, *FINDINGS):
                 entry.unlink()
         for entry in source.iterdir():
             if entry.name in (*FINDINGS, MARK, LOCK):

@@ -13,9 +13,10 @@ from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_har
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the run; a demo there is replaced.")] = Path(
-        "stylex-demo"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for the run; a demo there is replaced, but names given stay."),
+    ] = Path("stylex-demo"),
     images: Annotated[int, typer.Option("--images", min=15, help="Discovery images of each class.")] = 20,
     device: Device = "auto",
     precision: PrecisionName = "auto",

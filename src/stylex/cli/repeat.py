@@ -15,12 +15,15 @@ SEARCH_OPTIONS = {"images_per_class": "--images", "method": "--method", "batch_s
 """Settings of a search that have an option of their own."""
 
 
-def commands(run: Run, search: AttFindSettings, shown: Amounts = AMOUNTS) -> str:
-    """The commands that make a run again, one a line: settings that are not the defaults are spelled out."""
+def commands(run: Run, search: AttFindSettings, shown: Amounts = AMOUNTS, *, data: str | None = None) -> str:
+    """The commands that make a run again, one a line: settings that are not the defaults are spelled out.
+
+    `data` stands in place of the source of the images, where that is nobody's business.
+    """
     name = run.path.resolve().name
     judged = ["--judge", str(run.judge_file)] if run.judge_file.exists() else []
     lines = [
-        ["train", *_training(run), "--out", name],
+        ["train", *_training(run, data or run.config.data), "--out", name],
         ["attfind", name, *_search(search, run.config.attfind)],
         ["evaluate", name, *judged],
         ["report", name, *_amounts(shown)],
@@ -28,9 +31,9 @@ def commands(run: Run, search: AttFindSettings, shown: Amounts = AMOUNTS) -> str
     return "\n".join(shlex.join(["stylex", *line]) for line in lines)
 
 
-def _training(run: Run) -> Iterable[str]:
+def _training(run: Run, data: str) -> Iterable[str]:
     config = run.config
-    yield from ("--data", config.data, "--classifier", config.classifier)
+    yield from ("--data", data, "--classifier", config.classifier)
     if config.experiment in names("experiments"):
         yield from ("--experiment", config.experiment)
     # A recipe of the user's own is a file that may be gone: it is told by how it differs from the default.

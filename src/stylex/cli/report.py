@@ -71,7 +71,8 @@ def report(
             **{key: value for key, value in said.items() if value is not None},
         )
         more = replace(shown, pairs=max(shown.pairs, SITE_PAIRS)) if site is not None else shown
-        command = commands(run, explainer.findings.settings, shown)
+        source = "IMAGES" if without_images else None
+        command = commands(run, explainer.findings.settings, shown, data=source)
         content = compose(explainer, dataset, test, command, more)
         if without_images:
             content = sites.without_images(content)

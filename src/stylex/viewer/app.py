@@ -48,9 +48,14 @@ EXPORTS = {"png": "image/png", "gif": "image/gif", "json": "application/json"}
 class State:
     """What an address says: the image, the target class, how far each slider is, in percent."""
 
-    image: str
+    subject: Subject
     target: str
     amounts: Mapping[int, int]
+
+    @property
+    def image(self) -> str:
+        """The image's key."""
+        return self.subject.key
 
     @property
     def query(self) -> str:
@@ -59,7 +64,7 @@ class State:
 
     @property
     def untouched(self) -> State:
-        return State(self.image, self.target, {})
+        return State(self.subject, self.target, {})
 
     def shares(self) -> dict[int, float]:
         return {rank: amount / 100 for rank, amount in self.amounts.items() if amount}
@@ -93,11 +98,10 @@ def create_app(bench: Workbench, title: str, *, hosts: Collection[str] | None = 
         return found
 
     def desk(state: State, answer: str | None = None) -> dict[str, Any]:
-        subject = bench.subject(state.image)
-        edited = bench.edit(subject, state.target, state.shares())
+        edited = bench.edit(state.subject, state.target, state.shares())
         return {
             "state": state,
-            "subject": subject,
+            "subject": state.subject,
             "edited": edited,
             "answer": answer,
             "sliders": bench.attributes(state.target),
@@ -127,11 +131,10 @@ def create_app(bench: Workbench, title: str, *, hosts: Collection[str] | None = 
     @app.get("/flip")
     def flip(request: Request) -> Response:
         state = _state(bench, request.query_params)
-        subject = bench.subject(state.image)
-        amounts, found = bench.flip(subject, state.target)
+        amounts, found = bench.flip(state.subject, state.target)
         # Rounded up to what sliders show: a percent less might not flip.
         percent = {rank: min(100, int(amount * 100) + 1) for rank, amount in amounts.items()}
-        flipped = State(state.image, state.target, percent)
+        flipped = State(state.subject, state.target, percent)
         response = respond(request, "bench.html", desk(flipped, answer=_short_answer(found)))
         response.headers["HX-Replace-Url"] = f"/?{flipped.query}"
         return response
@@ -141,7 +144,7 @@ def create_app(bench: Workbench, title: str, *, hosts: Collection[str] | None = 
         if kind not in EXPORTS:
             raise HTTPException(404, f"An image is exported as {', '.join(EXPORTS)}.")
         state = _state(bench, request.query_params)
-        found = bench.edit(bench.subject(state.image), state.target, state.shares())
+        found = bench.edit(state.subject, state.target, state.shares())
         return Response(
             exported(found, kind),
             media_type=EXPORTS[kind],
@@ -163,7 +166,7 @@ def create_app(bench: Workbench, title: str, *, hosts: Collection[str] | None = 
         content, name = await sent.read(), _file_name(sent.filename)
         subject = await run_in_threadpool(lambda: bench.upload(read_upload(content), name))
         target = _target(bench, _text(form, "target"), subject)
-        return RedirectResponse(f"/?{State(subject.key, target, {}).query}", 303)
+        return RedirectResponse(f"/?{State(subject, target, {}).query}", 303)
 
     @app.get("/attributes/{number}/{rank}")
     def attribute(number: int, rank: int, request: Request) -> Response:
@@ -274,7 +277,7 @@ def _state(bench: Workbench, query: QueryParams) -> State:
         if not -100 <= amount <= 100:
             raise ConfigError(f"slider {entry.rank} goes from -100 to 100, not to {text[:20]}")
         amounts[entry.rank] = amount
-    return State(subject.key, target, amounts)
+    return State(subject, target, amounts)
 
 
 def _target(bench: Workbench, wanted: str, subject: Subject) -> str:

@@ -1,0 +1,85 @@
+"""A real browser: Debian's Chromium, driven by Playwright, and what every page must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from web_server import CHROMIUM
+
+NARROW = {"width": 360, "height": 740}
+WIDE = {"width": 1280, "height": 860}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium here; apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--headless"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    """Open a page as a visitor of its own; what the browser complains of fails the test."""
+    complaints: list[str] = []
+    contexts = []
+
+    def opened(url: str, **options: Any) -> Any:
+        context = browser.new_context(**({"viewport": WIDE} | options))
+        context.set_default_timeout(30_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.goto(url)
+        return page
+
+    opened.complaints = complaints  # type: ignore[attr-defined]
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not complaints, complaints
+
+
+def check_page(page: Any) -> None:
+    """It fits its window, its words can be read, its pictures and fields say what they are."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"], page.url
+    worst = page.evaluate(CONTRAST)
+    assert worst[0] >= 4.5, (page.url, worst)
+    unnamed = "[...document.querySelectorAll('img')].filter(found => !found.alt).length"
+    assert page.evaluate(unnamed) == 0, page.url
+    fields = "[...document.querySelectorAll('input:not([type=hidden])')]"
+    unlabelled = fields + ".filter(found => !found.labels.length && !found.ariaLabel).length"
+    assert page.evaluate(unlabelled) == 0, page.url
+
+
+CONTRAST = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((value) => {
+    const part = value / 255;
+    return part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  }).reduce((sum, value, place) => sum + value * [0.2126, 0.7152, 0.0722][place], 0);
+  const ground = (found) => {
+    for (let at = found; at; at = at.parentElement) {
+      const color = parse(getComputedStyle(at).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return color;
+    }
+    return [255, 255, 255];
+  };
+  let worst = [99, ""];
+  for (const found of document.querySelectorAll("body *")) {
+    const own = [...found.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !found.getClientRects().length || found.closest(".hidden, .when, .skip, datalist")) continue;
+    const [a, b] = [light(parse(getComputedStyle(found).color)), light(ground(found))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < worst[0]) worst = [ratio, found.textContent.trim().slice(0, 40)];
+  }
+  return worst;
+}"""
+"""WCAG AA asks for 4.5 : 1: the worst contrast of a text with the background it stands on, and that text."""

@@ -1,0 +1,189 @@
+"""The viewer in a real browser."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import problems
+import training_problems
+import web_server
+from browsing import NARROW, WIDE, check_page
+from stylex import load
+from stylex.attfind import search
+from stylex.evaluation.measure import prepare
+from stylex.explainer import load_images
+from stylex.viewer.app import create_app
+from stylex.viewer.workbench import Workbench
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+AT_ONCE = 150
+"""Milliseconds."""
+
+
+class Viewed:
+    def __init__(self, path: Path) -> None:
+        model = problems.tiny_model()
+        self.run = problems.save_tiny_run(path, model)
+        images = training_problems.images(12)
+        search(self.run, model, images, self.run.config.attfind)
+        explainer = load(self.run.path, device="cpu", precision="fp32")
+        self.bench = Workbench(explainer, prepare(explainer.model, images, 0))
+        self.app = create_app(self.bench, "tiny")
+
+
+@pytest.fixture(scope="module")
+def viewed(tmp_path_factory: pytest.TempPathFactory) -> Viewed:
+    return Viewed(tmp_path_factory.mktemp("viewed") / "run")
+
+
+@pytest.fixture(scope="module")
+def viewer(viewed: Viewed) -> Iterator[str]:
+    with web_server.served(viewed.app) as url:
+        yield url
+
+
+def edited(page: Any) -> tuple[str, str]:
+    """The edited picture, and the probabilities beside it."""
+    return page.locator("#edited .after").get_attribute("src"), page.locator(".probabilities").inner_text()
+
+
+def test_a_slider_changes_picture_and_probability(visit: Any, viewer: str) -> None:
+    page = visit(viewer)
+    picture, figures = edited(page)
+    with page.expect_response(re.compile("/edited")) as answer:
+        page.locator("#s1").fill("100")
+    assert answer.value.ok
+    playwright.expect(page.locator("#edited .after")).not_to_have_attribute("src", picture)
+    assert edited(page)[1] != figures
+    assert page.locator("output[for=s1]").inner_text() == "+100 %"
+    assert "s1=100" in page.url
+    moved = edited(page)
+    page.reload()  # the address says it all
+    assert edited(page) == moved
+    with page.expect_response(re.compile("/reset")):
+        page.click("text=Reset")
+    playwright.expect(page.locator("#edited .after")).to_have_attribute("src", picture)
+    assert page.locator("#s1").input_value() == "0"
+    assert "s1" not in page.url
+
+
+def test_dragging_ends_at_the_last_position(visit: Any, viewer: str, viewed: Viewed) -> None:
+    page = visit(viewer)
+    box = page.locator("#s1").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    for step in range(12):
+        page.mouse.move(box["x"] + box["width"] * (0.5 + 0.04 * step), box["y"] + box["height"] / 2)
+    page.mouse.up()
+    last = int(page.locator("#s1").input_value())
+    assert last > 50
+    found = viewed.bench.edit(viewed.bench.subject("0"), _target(page), {1: last / 100})
+    shown = f"{found.probabilities_after[viewed.bench.class_names.index(_target(page))]:.2f}"
+    playwright.expect(page.locator("#edited .end figcaption b")).to_have_text(shown)
+
+
+def _target(page: Any) -> str:
+    return page.locator("input[name=target]").first.get_attribute("value")
+
+
+FOLLOW = """async () => {
+  const slider = document.getElementById("s1"), taken = [];
+  for (let step = 1; step <= 12; step++) {
+    const swapped = new Promise((done) => document.addEventListener("htmx:afterSwap", done, { once: true }));
+    const begun = performance.now();
+    slider.value = 8 * step;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    await swapped;
+    await document.querySelector("#edited .after").decode();
+    taken.push(performance.now() - begun);
+  }
+  return taken.sort((a, b) => a - b);
+}"""
+
+
+def test_the_picture_follows_a_slider(visit: Any) -> None:
+    """Of the shipped model, 64 pixels: from a change to the decoded picture in less than 150 ms.
+
+    The best of three rounds counts: the machine has other work. Prints what `docs/viewer.md` says of speed.
+    """
+    explainer = load("demo", device="cpu")
+    few = load_images(explainer.run).test.select(slice(4))
+    bench = Workbench(explainer, prepare(explainer.model, few, 0))
+    threads = bench.quickest_threads(os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    medians: list[float] = []
+    with web_server.served(create_app(bench, "shipped")) as url:
+        page = visit(url)
+        while len(medians) < 3 and min(medians, default=AT_ONCE) >= AT_ONCE:
+            taken = page.evaluate(FOLLOW)
+            medians.append(taken[len(taken) // 2])
+            print(f"{threads} threads: median {medians[-1]:.0f} ms, at most {taken[-1]:.0f} ms")
+    assert min(medians) < AT_ONCE
+
+
+def test_flip_it_with_the_keyboard_alone(visit: Any, viewer: str) -> None:
+    page = visit(viewer)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Flip it":
+            break
+    with page.expect_response(re.compile("/flip")):
+        page.keyboard.press("Enter")
+    playwright.expect(page.locator(".said")).not_to_be_empty()
+    page.locator("#s1").focus()
+    before = page.locator("#s1").input_value()
+    with page.expect_response(re.compile("/edited")):
+        page.keyboard.press("ArrowRight" if before != "100" else "ArrowLeft")
+    assert page.locator("#s1").input_value() != before
+
+
+def test_a_name_stays_in_the_run_and_is_escaped(visit: Any, viewer: str, viewed: Viewed) -> None:
+    page = visit(viewer)
+    page.locator("a.see").first.click()
+    page.fill("#name", "<b>bright & bold</b>")
+    page.click("text=Name it")
+    playwright.expect(page.locator("h1")).to_contain_text("<b>bright & bold</b>")
+    assert page.locator("h1 b").count() == 0
+    page.click("text=Back to the image")
+    playwright.expect(page.locator("label[for=s1]")).to_contain_text("<b>bright & bold</b>")
+    stored = load(viewed.run.path, device="cpu", precision="fp32")
+    assert any(entry.name == "<b>bright & bold</b>" for entry in stored.attributes(_target(page)))
+
+
+def test_an_upload_is_looked_at_and_a_bad_one_refused(visit: Any, viewer: str) -> None:
+    page = visit(viewer)
+    picture = training_problems.images(20).images[19]
+    content = io.BytesIO()
+    Image.fromarray(picture).resize((90, 70)).save(content, "JPEG")
+    page.set_input_files("#file", {"name": "me.jpg", "mimeType": "image/jpeg", "buffer": content.getvalue()})
+    page.click("text=Look at it")
+    page.wait_for_url(re.compile("image=upload-"))
+    assert "me.jpg" in page.title()
+    page.set_input_files("#file", {"name": "no.jpg", "mimeType": "image/jpeg", "buffer": b"not an image"})
+    page.click("text=Look at it")
+    playwright.expect(page.locator(".lead")).to_contain_text("no image")
+    visit.complaints.clear()  # the browser notes the refusal
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_can_be_read(visit: Any, viewer: str, scheme: str) -> None:
+    for size in (NARROW, WIDE):
+        page = visit(viewer, color_scheme=scheme, viewport=size)
+        for path in ("/", "/?image=1&s1=60", "/attributes/0/1", "/?image=99"):
+            page.goto(viewer + path)
+            check_page(page)
+            buttons = page.locator("button, .button").all()
+            assert min(button.bounding_box()["height"] for button in buttons) >= 32
+    visit.complaints.clear()  # the browser notes that there is no image 99
