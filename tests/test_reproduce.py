@@ -67,7 +67,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("what", list(ITEMS))
+@pytest.mark.parametrize("what", [what for what in ITEMS if what != "figure-3"])
 def test_every_item_is_written(made: Workshop, what: str) -> None:
     item = reproduce(what, made)
     assert item.experiment == "study-afhq"
@@ -196,8 +196,8 @@ def test_experiments() -> None:
         experiment("x")
     with pytest.raises(ConfigError, match="nothing to reproduce is named 'figure-1'"):
         default_experiment("figure-1")
-    with pytest.raises(ConfigError, match="stylex convert"):
-        default_experiment("figure-3")
+    with pytest.raises(ConfigError, match="stylex study serve"):
+        default_experiment("user-study")
 
 
 def test_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

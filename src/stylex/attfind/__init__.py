@@ -2,7 +2,17 @@
 
 from stylex.attfind.attributes import Attribute, Findings, find_attributes
 from stylex.attfind.class_effects import effects_of
-from stylex.attfind.search import Discovery, discover, load_discovery, load_findings, load_logits, search
+from stylex.attfind.search import (
+    Discovery,
+    Latents,
+    SearchSource,
+    discover,
+    load_discovery,
+    load_findings,
+    load_logits,
+    sample_latents,
+    search,
+)
 from stylex.attfind.selection import (
     merge_two_classes,
     select_independent,
@@ -17,6 +27,8 @@ __all__ = [
     "Attribute",
     "Discovery",
     "Findings",
+    "Latents",
+    "SearchSource",
     "discover",
     "effects_of",
     "find_attributes",
@@ -24,6 +36,7 @@ __all__ = [
     "load_findings",
     "load_logits",
     "merge_two_classes",
+    "sample_latents",
     "search",
     "select_independent",
     "select_removal",

@@ -53,13 +53,25 @@ class Discovery:
     space: StyleSpace
 
 
-def discover(model: Model, images: ImageSet | None, settings: AttFindSettings, seed: int = 0) -> Discovery:
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Latents [N, W] to search on in place of images, with their names."""
+
+    latents: Tensor
+    names: tuple[str, ...]
+
+
+SearchSource = ImageSet | Latents | None
+"""What a search stands on: images, latents, or what a model without an encoder samples."""
+
+
+def discover(model: Model, images: SearchSource, settings: AttFindSettings, seed: int = 0) -> Discovery:
     """Encode discovery images (or sample latents) until there are `images_per_class` of every class.
 
     Images are encoded in a random order, the same for a seed, in parts of POOL_FACTOR times the number that
-    is wanted; the next part only while a class lacks images. Fewer of a class are taken where there are no
-    more. The class is the argmax of the classifier on the reconstruction (notebook). Ranges are taken over
-    exactly these images.
+    is wanted; the next part only while a class lacks images. Latents are taken in the order given. Fewer of a
+    class are taken where there are no more. The class is the argmax of the classifier on the reconstruction
+    (notebook). Ranges are taken over exactly these images.
 
     Raises:
         DataError: a class has no image at all, so nothing can be explained.
@@ -94,17 +106,29 @@ def discover(model: Model, images: ImageSet | None, settings: AttFindSettings, s
     return Discovery(latents, styles, logits, tuple(names), space)
 
 
+def sample_latents(model: Model, seed: int) -> Latents:
+    """SAMPLED_POOL latents of the model's mapping network.
+
+    Raises:
+        RunError: it has none.
+    """
+    latents = model.sample(SAMPLED_POOL, seed)
+    return Latents(latents, tuple(f"sample {number}" for number in range(len(latents))))
+
+
 def _pools(
-    model: Model, images: ImageSet | None, settings: AttFindSettings, seed: int
+    model: Model, images: SearchSource, settings: AttFindSettings, seed: int
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Latents [n, W] with their names, part after part; see `discover`."""
-    if model.encoder is None:
-        latents = model.sample(SAMPLED_POOL, seed)
-        yield latents, [f"sample {number}" for number in range(len(latents))]
+    size = POOL_FACTOR * settings.images_per_class * len(model.class_names)
+    if model.encoder is None and not isinstance(images, Latents):
+        images = sample_latents(model, seed)
+    if isinstance(images, Latents):
+        for first in range(0, len(images.names), size):
+            yield images.latents[first : first + size], list(images.names[first : first + size])
         return
     if images is None or not len(images):
         raise DataError("there are no discovery images to search on")
-    size = POOL_FACTOR * settings.images_per_class * len(model.class_names)
     order = np.random.default_rng(seed).permutation(len(images))  # sources are often sorted by class
     for first in range(0, len(order), size):
         part = order[first : first + size]
@@ -114,7 +138,7 @@ def _pools(
 def search(
     run: Run,
     model: Model,
-    images: ImageSet | None,
+    images: SearchSource,
     settings: AttFindSettings,
     on_progress: OnProgress | None = None,
     *,
@@ -197,7 +221,7 @@ def _threads_kept() -> Iterator[None]:
 
 
 def _discovered(
-    run: Run, model: Model, images: ImageSet | None, settings: AttFindSettings, world: World
+    run: Run, model: Model, images: SearchSource, settings: AttFindSettings, world: World
 ) -> Discovery:
     """What the first process discovers, in all; with the CPU threads of the sweep that is to go on.
 

@@ -11,9 +11,7 @@ from stylex.cli.output import AsJson, Device, PrecisionName, Size, Threads, choo
 
 
 def reproduce(
-    what: Annotated[
-        str, typer.Argument(help="table-1, table-2, figure-2, figure-4 to figure-9, compute or claims.")
-    ],
+    what: Annotated[str, typer.Argument(help="table-1, table-2, figure-2 to figure-9, compute or claims.")],
     experiment: Annotated[
         str | None,
         typer.Option(
@@ -23,6 +21,10 @@ def reproduce(
     data: Annotated[
         list[str] | None,
         typer.Option("--data", help="NAME=FOLDER, or FOLDER where one is needed; repeatable."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="figure-3: folder of the authors' released model, or a run made of it."),
     ] = None,
     home: Annotated[
         Path | None, typer.Option(help="Folder for runs and results; by default reproduce/EXPERIMENT.")
@@ -57,7 +59,6 @@ def reproduce(
     own = default_experiment(what)
     found = find(experiment or own)
     folders = parse_folders(found, data or [])
-    found.sources(folders)
     settings = validate(StudySettings, override({}, study or []), "settings of protocol study")
     shop = Workshop(
         found,
@@ -71,6 +72,7 @@ def reproduce(
         seed=seed,
         study=settings,
         images_per_class=images,
+        model=model,
         say=note,
     )
     item = make(what, shop)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stylex.errors import CheckpointError
+from stylex.interop.protobuf import last_bytes, last_number, parse, varint
 
 MAGIC = 0xDB4775248B80FB57
 """Last eight bytes of a sorted string table."""
@@ -64,7 +65,7 @@ def read_variables(path: Path) -> dict[str, Tensor]:
         ) from None
     try:
         rows = dict(_table(content))
-        shards = _number(_fields(rows.pop(b"")), 1, 1)
+        shards = last_number(parse(rows.pop(b"")), 1, 1)
         entries = {key.decode(): _entry(value) for key, value in rows.items()}
     except (KeyError, ValueError, IndexError, struct.error, UnicodeDecodeError) as error:
         raise CheckpointError(f"{index}: no whole index of TensorFlow variables ({error})") from None
@@ -117,13 +118,13 @@ def _table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(content) < 48 or struct.unpack("<Q", content[-8:])[0] != MAGIC:
         raise ValueError("its end is not that of a table")
     footer = content[-48:]
-    _, at = _varint(footer, 0)
-    _, at = _varint(footer, at)
-    offset, at = _varint(footer, at)
-    size, _ = _varint(footer, at)
+    _, at = varint(footer, 0)
+    _, at = varint(footer, at)
+    offset, at = varint(footer, at)
+    size, _ = varint(footer, at)
     for _, handle in _block(content, offset, size):
-        place, at = _varint(handle, 0)
-        length, _ = _varint(handle, at)
+        place, at = varint(handle, 0)
+        length, _ = varint(handle, at)
         yield from _block(content, place, length)
 
 
@@ -136,9 +137,9 @@ def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byte
     end = len(block) - 4 * (struct.unpack("<I", block[-4:])[0] + 1)
     at, key = 0, b""
     while at < end:
-        shared, at = _varint(block, at)
-        fresh, at = _varint(block, at)
-        length, at = _varint(block, at)
+        shared, at = varint(block, at)
+        fresh, at = varint(block, at)
+        length, at = varint(block, at)
         key = key[:shared] + block[at : at + fresh]
         at += fresh
         yield key, block[at : at + length]
@@ -146,83 +147,33 @@ def _block(content: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byte
 
 
 def _entry(message: bytes) -> _Entry:
-    fields = _fields(message)
+    parts = parse(message)
     shape = tuple(
-        _number(_fields(size), 1, 0)
-        for field, value in _fields(_last(fields, 2, b""))
+        last_number(parse(size), 1)
+        for field, value in parse(last_bytes(parts, 2))
         if field == 2 and isinstance(size := value, bytes)
     )
-    if any(field == 7 for field, _ in fields):
+    if any(field == 7 for field, _ in parts):
         raise ValueError("a variable is stored in slices")
-    shard, offset, size = (_number(fields, field, 0) for field in (3, 4, 5))
-    return _Entry(_number(fields, 1, 0), shape, shard, offset, size)
+    shard, offset, size = (last_number(parts, field) for field in (3, 4, 5))
+    return _Entry(last_number(parts, 1), shape, shard, offset, size)
 
 
 def _names(graph: bytes) -> dict[str, str]:
     """Key in the checkpoint → name in the program, from a TrackableObjectGraph."""
     found = {}
-    for field, node in _fields(graph):
+    for field, node in parse(graph):
         if field != 1 or not isinstance(node, bytes):
             continue
-        for inner, attribute in _fields(node):
+        for inner, attribute in parse(node):
             if inner == 2 and isinstance(attribute, bytes):
-                told = _fields(attribute)
-                name, key = (_last(told, number, b"").decode() for number in (2, 3))
+                told = parse(attribute)
+                name, key = (last_bytes(told, field).decode() for field in (2, 3))
                 found[key] = name.removesuffix(":0")
     return found
 
 
 def _text(content: bytes) -> bytes:
     """The one string of a scalar string tensor: its length, a checksum of that, its bytes."""
-    length, at = _varint(content, 0)
+    length, at = varint(content, 0)
     return content[at + 4 : at + 4 + length]
-
-
-def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
-    """Numbers and values of a protocol buffer's fields, in order."""
-    found: list[tuple[int, int | bytes]] = []
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        field, kind = tag >> 3, tag & 7
-        if kind == 0:
-            value, at = _varint(message, at)
-            found.append((field, value))
-        elif kind in (1, 5):
-            width = 8 if kind == 1 else 4
-            found.append((field, message[at : at + width]))
-            at += width
-        elif kind == 2:
-            length, at = _varint(message, at)
-            if at + length > len(message):
-                raise ValueError("a field ends outside its message")
-            found.append((field, message[at : at + length]))
-            at += length
-        else:
-            raise ValueError(f"a field of kind {kind}")
-    return found
-
-
-def _number(fields: list[tuple[int, int | bytes]], wanted: int, default: int) -> int:
-    return next(
-        (value for field, value in reversed(fields) if field == wanted and isinstance(value, int)), default
-    )
-
-
-def _last(fields: list[tuple[int, int | bytes]], wanted: int, default: bytes) -> bytes:
-    found = (value for field, value in reversed(fields) if field == wanted and isinstance(value, bytes))
-    return next(found, default)
-
-
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and the place behind it."""
-    value = shift = 0
-    while True:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")

@@ -1,21 +1,61 @@
-"""What figures 4, 5, 6 and 9 share: a sheet of a ranking's first attributes, on one image of each class."""
+"""What figures 3 to 6 and 9 share: a sheet of a ranking's first attributes, on one image of each class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from stylex.attfind.attributes import in_class
 from stylex.attfind.selection import DirectedCoordinate, invert
 from stylex.counterfactuals import to_picture
 from stylex.errors import DataError
-from stylex.evaluation.measure import TestImages
 from stylex.explainer import Explainer
 from stylex.reproduce.sheets import Cell, Item, draw_sheet
 from stylex.reproduce.workshop import Workshop
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Images that a sheet may show: styles [N, T], logits [N, K] of what they draw, names."""
+
+    styles: Tensor
+    logits: npt.NDArray[np.float32]
+    names: tuple[str, ...]
+
+
+Pick = Callable[[npt.NDArray[np.intp], int, int, DirectedCoordinate], tuple[int, float]]
+"""Rows of the candidates in a class, the class to leave it for, the attribute's rank and the change that
+leads there → the row to show, and how far the change goes (1: the end of the range)."""
+
+
+def attfind_sheet(shop: Workshop, item: str, method: str, recipe: str, count: int) -> Item:
+    """AttFind's first `count` of the merged ranking, with a recipe, on test images drawn at random."""
+    explainer = shop.explainer(recipe)
+    title = f"AttFind with {method}, {shop.experiment.title}"
+    return random_sheet(shop, item, title, explainer, explainer.findings.merged[:count])
+
+
+def random_sheet(
+    shop: Workshop, item: str, title: str, explainer: Explainer, towards_first: Sequence[DirectedCoordinate]
+) -> Item:
+    """A sheet of test images, drawn at random from those of a class as in the study, anew an attribute."""
+    test = shop.test_images(explainer.model)
+    random = np.random.default_rng(shop.seed)
+    return attribute_sheet(
+        shop,
+        item,
+        title,
+        explainer,
+        Candidates(test.styles, test.logits, test.names),
+        towards_first,
+        lambda members, target, rank, change: (int(random.choice(members)), 1.0),
+    )
 
 
 def attribute_sheet(
@@ -23,13 +63,11 @@ def attribute_sheet(
     item: str,
     title: str,
     explainer: Explainer,
-    test: TestImages,
+    candidates: Candidates,
     towards_first: Sequence[DirectedCoordinate],
+    pick: Pick,
 ) -> Item:
     """A row an attribute: an image of either class before and after it, with the other's probability.
-
-    As in the study images are drawn at random from those of a class; here a seed draws them, anew for each
-    attribute.
 
     Args:
         towards_first: changes that lead to the first class; the second class's images get them, the first
@@ -43,26 +81,28 @@ def attribute_sheet(
         raise DataError(f"{item} shows two classes that exclude each other, not {', '.join(names)}")
     if not towards_first:
         raise DataError(f"{item}: there are no attributes to show")
-    space, random = explainer.discovery.space, np.random.default_rng(shop.seed)
+    space = explainer.discovery.space
     rows: list[tuple[str, list[Cell]]] = []
     content: list[dict[str, Any]] = []
     for rank, change in enumerate(towards_first, 1):
         cells: list[Cell] = []
         shown = []
         for source in (0, 1):
-            members = np.flatnonzero(in_class(test.logits, source, "softmax"))
+            members = np.flatnonzero(in_class(candidates.logits, source, "softmax"))
             if not len(members):
-                raise DataError(f"{item}: no test image counts as '{names[source]}'")
-            row = int(random.choice(members))
-            moved = space.shift(test.styles[row : row + 1], invert([change]) if source == 0 else [change])
-            drawn = torch.cat([test.reconstructions[row : row + 1].to(moved.device), model.synthesise(moved)])
+                raise DataError(f"{item}: no image counts as '{names[source]}'")
+            (moving,) = invert([change]) if source == 0 else [change]
+            row, amount = pick(members, 1 - source, rank, moving)
+            styles = candidates.styles[row : row + 1]
+            drawn = model.synthesise(torch.cat([styles, space.shift(styles, [moving], amount)]))
             probability = model.classifier.probabilities(model.classify(drawn))[:, 1 - source].tolist()
             for picture, p in zip(drawn, probability, strict=True):
                 cells.append(Cell(to_picture(picture), f"{names[1 - source]} {p:.2f}"))
             shown.append(
                 {
-                    "image": test.names[row],
+                    "image": candidates.names[row],
                     "class": names[source],
+                    "amount": amount,
                     "before": probability[0],
                     "after": probability[1],
                 }

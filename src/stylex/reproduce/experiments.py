@@ -52,6 +52,13 @@ class Experiment:
                 raise DataError(f"experiment {self.name} needs --data {name}=FOLDER: {what}")
         return self.generator_data.format(**given), self.classifier_data.format(**given)
 
+    def generator_source(self, given: Mapping[str, str]) -> str | None:
+        """Source of the generator's images alone; None where its folder is not given."""
+        try:
+            return self.generator_data.format(**given)
+        except KeyError:
+            return None
+
 
 _STUDY_NETWORKS = (
     "network.channel_base=65536",

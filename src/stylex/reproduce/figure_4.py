@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stylex.reproduce.attribute_sheets import attribute_sheet
+from stylex.reproduce.attribute_sheets import attfind_sheet
 from stylex.reproduce.sheets import Item
 from stylex.reproduce.workshop import Workshop
 
@@ -13,8 +13,6 @@ COUNT = 4
 
 
 def make(shop: Workshop) -> Item:
-    """AttFind's first four of the merged ranking, with the experiment's recipe."""
-    explainer = shop.explainer(shop.stylex_recipe)
-    title = f"AttFind with StylEx (recipe {shop.stylex_recipe}), {shop.experiment.title}"
-    changes = explainer.findings.merged[:COUNT]
-    return attribute_sheet(shop, "figure-4", title, explainer, shop.test_images(explainer.model), changes)
+    """With the experiment's recipe."""
+    recipe = shop.stylex_recipe
+    return attfind_sheet(shop, "figure-4", f"StylEx (recipe {recipe})", recipe, COUNT)

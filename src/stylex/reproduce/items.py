@@ -9,6 +9,7 @@ from stylex.reproduce import (
     claims,
     compute,
     figure_2,
+    figure_3,
     figure_4,
     figure_5,
     figure_6,
@@ -26,6 +27,7 @@ ITEMS: dict[str, tuple[Callable[[Workshop], Item], str]] = {
     "table-1": (table_1.make, "study-afhq"),
     "table-2": (table_2.make, "study-afhq"),
     "figure-2": (figure_2.make, "study-afhq"),
+    "figure-3": (figure_3.make, figure_3.EXPERIMENT),
     "figure-4": (figure_4.make, figure_4.EXPERIMENT),
     "figure-5": (figure_5.make, figure_5.EXPERIMENT),
     "figure-6": (figure_6.make, "study-afhq"),
@@ -37,7 +39,6 @@ ITEMS: dict[str, tuple[Callable[[Workshop], Item], str]] = {
 }
 
 ELSEWHERE = {
-    "figure-3": "figure 3 shows the authors' released model: 'stylex convert' it, then 'stylex report'",
     "user-study": "the user study is made with 'stylex study serve' and analysed with 'stylex study analyse'",
 }
 
@@ -55,14 +56,29 @@ def default_experiment(what: str) -> str:
     return ITEMS[what][1]
 
 
+def check(what: str, shop: Workshop) -> None:
+    """See, before any work, that what an item needs was given.
+
+    Raises:
+        ConfigError: no such item, or a model for one that trains its own.
+        DataError: a folder of data, or the released model, is missing; says where to get it.
+    """
+    default_experiment(what)
+    if what == "figure-3":
+        figure_3.check(shop)
+        return
+    if shop.model is not None:
+        raise ConfigError(f"{what} trains its own models; --model is for figure-3")
+    shop.experiment.sources(shop.folders)
+
+
 def reproduce(what: str, shop: Workshop) -> Item:
     """Make one item, and write its page (WHAT.md) and figures (WHAT.json) into the workshop's folder.
 
     Raises:
-        ConfigError: no such item. Everything that data, training, search and evaluation raise.
+        ConfigError, DataError: as for `check`. Everything that data, training, search and evaluation raise.
     """
-    default_experiment(what)
-    shop.experiment.sources(shop.folders)  # before any work: what is needed must be there
+    check(what, shop)
     shop.home.mkdir(parents=True, exist_ok=True)
     item = ITEMS[what][0](shop)
     page, figures = shop.home / f"{what}.md", shop.home / f"{what}.json"

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from stylex import classifiers, training
-from stylex.attfind import load_findings, search
-from stylex.classifiers import Classifier
+from stylex.attfind import SearchSource, load_findings, search
+from stylex.config import AttFindSettings
 from stylex.data import Dataset, load_dataset
 from stylex.errors import RunError
 from stylex.evaluation.measure import TestImages, prepare
@@ -39,6 +39,7 @@ class Workshop:
         epochs: of the classifiers.
         study: numbers of protocol study.
         images_per_class: discovery images of each class for AttFind; None for the recipe's.
+        model: a folder with the authors' released model, or a converted run; for figure 3.
     """
 
     experiment: Experiment
@@ -52,6 +53,7 @@ class Workshop:
     seed: int = 0
     study: StudySettings = field(default_factory=StudySettings)
     images_per_class: int | None = None
+    model: Path | None = None
     say: Callable[[str], None] = lambda message: None
 
     @property
@@ -126,18 +128,25 @@ class Workshop:
     def explainer(self, recipe: str) -> Explainer:
         """The run of a recipe with its attributes, searched where that has not been done."""
         run = self.run(recipe)
+        return self.searched(
+            run, run.config.attfind, lambda model: None if model.encoder is None else self.data.discovery
+        )
+
+    def searched(
+        self, run: Run, settings: AttFindSettings, images: Callable[[Model], SearchSource]
+    ) -> Explainer:
+        """A run with its attributes, searched on `images` where that has not been done."""
         try:
             load_findings(run)
             return open_explainer(run, self.hardware)
         except RunError:  # not searched, or searched before it was trained on
             pass
-        self.say(f"searching attributes of recipe {recipe}")
+        self.say(f"searching attributes of {run.path}")
         model = load_model(run, self.hardware)
-        settings = run.config.attfind
         if self.images_per_class is not None:
             settings = settings.model_copy(update={"images_per_class": self.images_per_class})
         with run.locked():
-            search(run, model, self.data.discovery if model.encoder is not None else None, settings)
+            search(run, model, images(model), settings)
         return open_explainer(run, self.hardware)
 
     def test_images(self, model: Model) -> TestImages:
@@ -172,9 +181,3 @@ class Workshop:
                 run, model, training_images, self.study, judge=self.classifier_file(judge=True)
             )
         return found.to_json()
-
-    def classifier(self) -> Classifier:
-        """The classifier that is explained, frozen and placed."""
-        found = classifiers.load(self.classifier_file())
-        place(found.freeze(), self.hardware)
-        return found
