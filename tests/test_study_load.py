@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import study_samples
@@ -82,7 +83,9 @@ def one_round(run: Path, design: Design) -> float:
     took: list[float] = []
     kept: list[tuple[str, int, str]] = []
     try:
-        asyncio.run(everybody(int(program.url.rpartition(":")[2]), took, kept))
+        port = int(program.url.rpartition(":")[2])
+        with ThreadPoolExecutor(1) as pool:  # a browser's tests leave an event loop running in this thread
+            pool.submit(asyncio.run, everybody(port, took, kept)).result()
     finally:
         program.kill()  # at once: what was acknowledged must be there all the same
     store = Store(run / "study" / "answers.sqlite", design)

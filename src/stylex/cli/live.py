@@ -49,7 +49,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "encode/kl": "KL encode",
         "swap/kl": "KL swap",
         "class_free_styles": "class-free styles",
-        "unused_latents": "latents unused by a style",
+        "unused_latents": "unused latents",
     },
     "keeps the image": {
         "l1": "L1",
