@@ -17,7 +17,7 @@ def demo(
         Path,
         typer.Option("--out", help="Folder for the run; a demo there is replaced, but names given stay."),
     ] = Path("stylex-demo"),
-    images: Annotated[int, typer.Option("--images", min=15, help="Discovery images of each class.")] = 20,
+    images: Annotated[int, typer.Option("--images", min=15, help="Discovery images of each class.")] = 16,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
