@@ -72,11 +72,17 @@ CONTRAST = """() => {
     }
     return [255, 255, 255];
   };
+  const faded = (found, color, under) => {
+    let share = 1;
+    for (let at = found; at; at = at.parentElement) share *= Number(getComputedStyle(at).opacity);
+    return color.slice(0, 3).map((value, place) => share * value + (1 - share) * under[place]);
+  };
   let worst = [99, ""];
   for (const found of document.querySelectorAll("body *")) {
     const own = [...found.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
     if (!own || !found.getClientRects().length || found.closest(".hidden, .when, .skip, datalist")) continue;
-    const [a, b] = [light(parse(getComputedStyle(found).color)), light(ground(found))];
+    const under = ground(found);
+    const [a, b] = [light(faded(found, parse(getComputedStyle(found).color), under)), light(under)];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < worst[0]) worst = [ratio, found.textContent.trim().slice(0, 40)];
   }
