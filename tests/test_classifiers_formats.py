@@ -18,6 +18,7 @@ import classifier_sources
 from classifier_sources import NAMES, SIZE, TIMM_NAME, small_network
 from stylex.classifiers import Classifier, load
 from stylex.classifiers.graphs import _check_sizes
+from stylex.classifiers.onnx_models import _names as names_in
 from stylex.classifiers.options import Hints, split
 from stylex.errors import CheckpointError, ClassifierError, StylexError
 
@@ -148,6 +149,56 @@ def test_onnx_that_takes_grey_images_channels_last(tmp_path: Path) -> None:
     assert torch.allclose(classifier(images()), network(grey(images())), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("format_", "range_", "wanted"),
+    [
+        ("Bgr8", "NominalRange_0_255", lambda pixels: (pixels.flip(1) + 1) * 127.5),
+        ("Rgb8", "Normalized_0_1", lambda pixels: (pixels + 1) / 2),
+        ("rgb8", "NominalRange_16_235", lambda pixels: 16 + (pixels + 1) / 2 * 219),
+        (None, "Normalized_1_1", lambda pixels: pixels),
+        (None, None, lambda pixels: pixels),
+    ],
+)
+def test_onnx_says_order_range_and_names_itself(
+    format_: str | None, range_: str | None, wanted: Any, tmp_path: Path
+) -> None:
+    import onnx
+
+    network = small_network()
+    file = classifier_sources.save_onnx(network, tmp_path / "model.onnx")
+    model = onnx.load(file)
+    told = {"Image.BitmapPixelFormat": format_, "Image.NominalPixelRange": range_}
+    onnx.helper.set_model_props(
+        model, {key: value for key, value in told.items() if value} | {"names": "{0: 'cat', 1: 'dog'}"}
+    )
+    onnx.save(model, file)
+    classifier = load(file)
+    assert classifier.class_names == ("cat", "dog")
+    with torch.no_grad():
+        logits = network(wanted(images()))
+    torch.testing.assert_close(classifier(images()), logits, atol=1e-3, rtol=1e-4)
+    said = load(f"{file}#order=rgb,range=-1:1,classes=old:young")  # what the user says wins
+    assert said.class_names == NAMES
+    with torch.no_grad():
+        torch.testing.assert_close(said(images()), network(images()), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('["a", "b"]', ("a", "b")),
+        ('{"1": "b", "0": "a"}', ("a", "b")),
+        ("{0: 'a', 2: 'b'}", None),
+        ("__import__('os')", None),
+        ("a, b", None),
+        ("[1, 2]", None),
+        ("", None),
+    ],
+)
+def test_names_in_metadata(text: str, names: tuple[str, ...] | None) -> None:
+    assert names_in(text) == names
+
+
 def test_onnx_with_an_operator_that_cannot_be_converted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,16 +307,35 @@ def test_transformers(tmp_path: Path) -> None:
     assert again.class_names == NAMES
 
 
-def test_transformers_agrees_with_its_own_preprocessor(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("ViTImageProcessor", {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}),
+        ("ViTImageProcessor", {"do_normalize": False}),
+        ("ViTImageProcessor", {"do_rescale": False}),
+        ("MobileViTImageProcessor", {"crop_size": {"height": SIZE, "width": SIZE}}),  # BGR, from 0 to 1
+        ("EfficientNetImageProcessor", {"rescale_offset": True}),  # divides by std twice
+    ],
+)
+def test_transformers_agrees_with_its_own_preprocessor(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     from PIL import Image
     from transformers import AutoImageProcessor
 
     model = classifier_sources.save_vit(tmp_path)
+    told = {"image_processor_type": kind, "size": {"height": SIZE, "width": SIZE}, **settings}
+    if kind == "MobileViTImageProcessor":
+        told["size"] = {"shortest_edge": SIZE}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     prepared = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(pixels), return_tensors="pt")
     ours = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    classifier = load(tmp_path)
+    assert classifier.input_size == SIZE
+    assert classifier.order == ("bgr" if kind == "MobileViTImageProcessor" else "rgb")
     with torch.no_grad():
-        assert torch.allclose(load(tmp_path)(ours), model(**prepared).logits, atol=1e-4)
+        torch.testing.assert_close(classifier(ours), model(**prepared).logits, atol=2e-3, rtol=1e-4)
 
 
 def test_transformers_with_labels_of_grey_images(tmp_path: Path) -> None:
@@ -367,6 +437,22 @@ def test_a_path_with_a_sharp_sign_is_a_path(tmp_path: Path) -> None:
 def test_the_caller_wins_over_the_options() -> None:
     assert Hints(range=(-1, 1)).given()["mean"] == (0.5,)
     assert Hints(range=(0, 255), mean=(127.5,), std=(127.5,)).given() == {"mean": (0.5,), "std": (0.5,)}
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "export", "module"])
+def test_a_network_of_other_channels(kind: str, tmp_path: Path) -> None:
+    network = small_network(channels=4)
+    source: Any = network
+    if kind == "torchscript":
+        source = classifier_sources.save_torchscript(network, tmp_path / "m.pt", channels=4)
+    if kind == "export":
+        program = torch.export.export(network, (torch.zeros(2, 4, SIZE, SIZE),))
+        source = tmp_path / "m.pt2"
+        torch.export.save(program, str(source))
+    message = "takes images of 4 channels; expected 3 or 1" if kind == "export" else "3 channels, or of 1"
+    with pytest.raises(ClassifierError, match=message) as caught:
+        load(source, input_size=SIZE)
+    assert "\n" not in str(caught.value)
 
 
 # -- what a classifier must not do ------------------------------------------------------------------------

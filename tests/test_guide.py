@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 import classifier_sources
 import golden
@@ -44,6 +45,8 @@ EXTRA = {
     "explain": CPU,
     "report": CPU,
     "doctor": CPU,
+    "classifier": [*CPU, "--size", str(SIZE)],
+    "evaluate": CPU,
 }
 """What makes a verb small and its result the same everywhere."""
 
@@ -113,6 +116,19 @@ def write_classifiers(folder: Path, pixels: Tensor, wanted: Tensor) -> None:
         classifier_sources.save_exported(network, folder / "program.pt2")
         classifier_sources.save_onnx(network, folder / "mobilenet.onnx")
         (folder / "mine.yaml").write_text("source: scripted.pt\ninput_size: 16\nclass_names: [cool, warm]\n")
+
+        torch.save(
+            get_model("squeezenet1_1", weights=None, num_classes=2).state_dict(), folder / "weights.pth"
+        )
+        (folder / "my_module.py").write_text(
+            "import torch\n\n"
+            "def make_classifier():\n"
+            "    def answer(images):\n"
+            "        colours = images.mean(dim=(2, 3))\n"
+            "        margins = 3 * (colours[:, 0] - colours[:, 2])\n"
+            "        return torch.stack([-margins, margins], dim=1)\n"
+            "    return answer\n"
+        )
 
         mobile: Any = classifier_sources.save_timm(folder / "weights.safetensors")
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -222,6 +238,21 @@ def _is_made(line: str, home: Path) -> bool:
     if line.startswith("stylex attfind"):
         return (home / run / "attributes.json").exists()
     return (home / run / "model.safetensors").exists()
+
+
+def test_the_python_of_the_guide(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if not _is_made("stylex attfind runs/scripted", home):
+        for line in (line for block in blocks() for line in block if re.search(r"runs/scripted$", line)):
+            words = shlex.split(line)[1:]
+            with pytest.raises(SystemExit) as ended:
+                main([*words, *EXTRA[words[0]]])
+            assert not ended.value.code, capfd.readouterr().err
+    faces = load_dataset(home / "faces", size=SIZE, use_cache=False).test.batch(slice(0, 2))
+    names: dict[str, Any] = {"images": faces}
+    for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S):
+        exec(block, names)
+    assert names["explained"].class_names == ("red", "green", "blue")
+    assert names["effects"].shape[:2] == (2, 2)
 
 
 def test_the_guide_names_the_timm_model_that_is_made() -> None:

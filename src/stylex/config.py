@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stylex.errors import ConfigError
+from stylex.errors import ConfigError, reason_of
 
 StepKind = Literal["encode", "sample", "swap"]
 """What a step trains on: encoded images, sampled z, or encoded images with another image's condition."""
@@ -310,7 +310,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # a date such as 2024-13-45 is a ValueError
-        raise ConfigError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{path}: not readable as YAML ({reason_of(error)})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds no mapping of settings")
     return content

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from stylex.errors import ConfigError
+from stylex.errors import ConfigError, reason_of
 
 TIMEOUT = 20.0
 """Seconds without an answer after which a download counts as failed."""
@@ -35,7 +35,7 @@ def weights_file(url: str, wanted_by: str, instead: str) -> Path:
             with _socket_timeout(TIMEOUT):
                 torch.hub.download_url_to_file(url, str(file), hash_prefix=digest, progress=False)
         except (OSError, RuntimeError, HTTPException) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = reason_of(error)
             raise ConfigError(
                 f"{wanted_by}: {url} could not be downloaded ({reason}); put that file into "
                 f"{file.parent}, or choose {instead}"

@@ -1,4 +1,6 @@
-"""The errors that stylex raises on purpose: each says what is wrong, where, and what to do."""
+"""The errors that stylex raises on purpose: each says what is wrong, where, and what to do.
+
+And the one line that they quote of errors of other code."""
 
 from __future__ import annotations
 
@@ -33,3 +35,16 @@ class TrainingDiverged(StylexError):  # noqa: N818 (what happened, not an error 
 
 class Stopped(StylexError):  # noqa: N818 (a request, no error)
     """Somebody asked the program to stop (Ctrl-C, SIGTERM); the work so far is safe and can be continued."""
+
+
+REASON_LENGTH = 200
+"""Characters of another program's error that a line of ours may quote."""
+
+INTERPRETER = "The following operation failed in the TorchScript interpreter."
+"""How TorchScript's errors begin; what failed stands in their last line."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of other code says, in one line: its first, or its type where it says nothing."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if lines[0] == INTERPRETER else 0].strip()[:REASON_LENGTH]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from stylex.config import Recipe
-from stylex.errors import ConfigError, RunError
+from stylex.errors import ConfigError, RunError, reason_of
 
 T = TypeVar("T")
 
@@ -199,7 +199,7 @@ def _others_needed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = reason_of(error)
         raise RunError(
             "another process of this job ended, or did not answer for "
             f"{TIMEOUT.total_seconds() / 60:.0f} min ({reason}); the same command continues from what "

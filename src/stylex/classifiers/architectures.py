@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torchvision.models import MobileNetV2, get_model, list_models
 from stylex import fused
 from stylex.classifiers.mobilenet_v1 import MobileNetV1
 from stylex.errors import ClassifierError
+from stylex.extras import import_extra
 
 SMALL_CNN_WIDTHS = (32, 64, 128, 128)
 """Channels of the four blocks of `small_cnn`."""
@@ -124,30 +124,6 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 TORCHVISION, TIMM, TRANSFORMERS = "torchvision:", "timm:", "transformers:"
 """Before a name, these mean the model of that name in the package, unchanged."""
-
-EXTRAS = {
-    "timm": "timm",
-    "transformers": "hf",
-    "onnx": "onnx",
-    "onnxscript": "onnx",
-    "onnx2torch": "onnx",
-    "onnxruntime": "onnx",
-}
-"""Package → the extra of ours that brings it."""
-
-
-def import_extra(package: str, wanted_by: str) -> Any:
-    """A package that not everybody needs.
-
-    Raises:
-        ClassifierError: it is not installed; says how to get it.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ClassifierError(
-            f"{wanted_by} needs the package {package}: pip install 'stylex[{EXTRAS[package]}]' ({error})"
-        ) from None
 
 
 def can_build(architecture: str) -> bool:

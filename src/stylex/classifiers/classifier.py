@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stylex.classifiers.architectures import ARCHITECTURES, TORCHVISION, can_build
 from stylex.classifiers.taps import find_taps, run_with_taps
-from stylex.errors import ClassifierError
+from stylex.errors import ClassifierError, reason_of
 from stylex.run import checksum, write_tensors
 
 Activation = Literal["softmax", "sigmoid"]
@@ -225,7 +225,7 @@ class Classifier(nn.Module):
         except ClassifierError:
             raise
         except Exception as error:  # whatever code a user's network runs
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason_of(error)
             advice = "look at its input size and channels"
             if "device" in reason or "meta" in reason:
                 advice = (

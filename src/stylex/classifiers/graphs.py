@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stylex.classifiers.classifier import Classifier
 from stylex.classifiers.options import Hints
 from stylex.classifiers.sources import wrapped
-from stylex.errors import CheckpointError, ClassifierError
+from stylex.errors import CheckpointError, ClassifierError, reason_of
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """PyTorch's switch that makes every `torch.load` refuse code, also those within `torch.export.load`."""
@@ -110,7 +110,7 @@ def from_torchscript(path: Path, hints: Hints) -> Classifier:
             module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             module.eval()
     except Exception as error:  # a damaged archive can fail in any way
-        raise CheckpointError(f"{path}: not a whole TorchScript file ({_reason(error)})") from None
+        raise CheckpointError(f"{path}: not a whole TorchScript file ({reason_of(error)})") from None
     return wrapped(Graph(module, file_hash(path)), f"torchscript {path.name}", hints)
 
 
@@ -128,7 +128,7 @@ def from_exported(path: Path, hints: Hints) -> Classifier:
             program = torch.export.load(str(path))
         module = program.module()
     except Exception as error:  # a damaged archive can fail in any way
-        reason = _reason(error)
+        reason = reason_of(error)
         hint = "it holds code rather than a graph and weights" if "eights" in reason else reason
         raise CheckpointError(f"{path}: cannot be read as a program of torch.export ({hint})") from None
     shape = _input_shape(program)
@@ -138,6 +138,8 @@ def from_exported(path: Path, hints: Hints) -> Classifier:
         batch, channels, height, width = shape
         if channels in (1, 3):
             known["channels"] = channels
+        elif channels is not None:
+            raise ClassifierError(f"{path}: takes images of {channels} channels; expected 3 or 1")
         if height is not None and height == width:
             known["input_size"] = height
     graph = Graph(module, file_hash(path), batch)
@@ -172,7 +174,7 @@ def _check_sizes(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             graphs = [json.loads(archive.read(name)) for name in archive.namelist() if name.endswith(".json")]
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise CheckpointError(f"{path}: not a whole program of torch.export ({_reason(error)})") from None
+        raise CheckpointError(f"{path}: not a whole program of torch.export ({reason_of(error)})") from None
     for written in _expressions(graphs):
         text = re.sub(r"'([suzf]+\d+)'", r"\1", written)  # the name of a symbol
         words = re.findall(r"[A-Za-z_]\w*", text)
@@ -214,7 +216,3 @@ def _members(path: Path) -> list[str]:
             return archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return []
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

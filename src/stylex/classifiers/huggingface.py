@@ -6,13 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stylex.classifiers.architectures import TRANSFORMERS, Logits, import_extra
+import numpy as np
+from PIL import Image
+
+from stylex.classifiers.architectures import TRANSFORMERS, Logits
 from stylex.classifiers.classifier import Classifier
 from stylex.classifiers.options import Hints
 from stylex.classifiers.sources import wrapped
 from stylex.errors import CheckpointError, ClassifierError
+from stylex.extras import import_extra
 
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+PROBE_SIDE = 64
+"""Pixels along a side of the images that a preprocessor is tried with."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -62,8 +69,44 @@ def from_transformers(folder: Path, hints: Hints) -> Classifier:
         Logits(model.eval().float()),
         f"{TRANSFORMERS}{config['model_type']}",
         hints,
-        **_known(config, _preprocessor(folder), model.config),
+        **_known(config, _preprocessor(folder), model.config) | _seen(transformers, folder, model.config),
     )
+
+
+def _seen(transformers: Any, folder: Path, config: Any) -> dict[str, Any]:
+    """Input size, order, mean and std as the folder's own preprocessor has them, seen by what it makes of
+    black, white and red images; nothing where there is none, and for networks of grey images.
+
+    Configs leave out what is a default of their kind: MobileViT's swaps channels and does not normalise,
+    EfficientNet's divides by the deviation twice.
+    """
+    told = _preprocessor(folder)
+    if not told or getattr(config, "num_channels", 3) != 3:
+        return {}
+    colours = np.zeros((3, PROBE_SIDE, PROBE_SIDE, 3), np.uint8)
+    colours[1], colours[2, :, :, 0] = 255, 255
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        made = processor(images=[Image.fromarray(colour) for colour in colours], return_tensors="np")
+        pixels = np.asarray(made["pixel_values"], np.float64)
+    except Exception:  # of a kind that is not there, or for other inputs: what its config says must do
+        return {}
+    if pixels.ndim != 4 or pixels.shape[:2] != (3, 3) or pixels.shape[2] != pixels.shape[3]:
+        return {}
+    size = pixels.shape[2]
+    black, white, red = pixels[:, :, size // 2, size // 2]
+    width = white - black
+    if not (width > 0).all():
+        return {}
+    sized = {"input_size": size} if told.get("do_resize", True) else {}
+    return {
+        **sized,
+        "order": "bgr" if np.isclose(red[2], white[2]) else "rgb",
+        "mean": tuple((-black / width).round(6).tolist()),
+        "std": tuple((1 / width).round(9).tolist()),
+    }
 
 
 def _known(config: dict[str, Any], told: dict[str, Any], full: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 from pathlib import Path
 from typing import Any, Self
@@ -10,17 +11,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stylex.classifiers.architectures import import_extra
 from stylex.classifiers.classifier import Classifier
 from stylex.classifiers.graphs import Graph, file_hash, in_batches
 from stylex.classifiers.options import Hints, Layout
 from stylex.classifiers.sources import Around, wrapped
-from stylex.errors import CheckpointError, ClassifierError
+from stylex.errors import CheckpointError, ClassifierError, reason_of
+from stylex.extras import import_extra
 
 log = logging.getLogger(__name__)
 
 OPSETS = (17, 13)
 """Versions of the operators that a file is translated to where the converter lacks the file's own."""
+
+PIXEL_FORMATS: dict[str, dict[str, Any]] = {
+    "gray8": {"channels": 1},
+    "rgb8": {"channels": 3, "order": "rgb"},
+    "bgr8": {"channels": 3, "order": "bgr"},
+}
+PIXEL_RANGES = {
+    "nominalrange_0_255": (0.0, 255.0),
+    "normalized_0_1": (0.0, 1.0),
+    "normalized_1_1": (-1.0, 1.0),
+    "nominalrange_16_235": (16.0, 235.0),
+}
+"""What the metadata `Image.BitmapPixelFormat` and `Image.NominalPixelRange` say (onnx, MetadataProps.md)."""
+
+NAMES = ("class_names", "classes", "labels", "names")
+"""Metadata under which exporters keep class names: a list, or a mapping from numbers to names."""
 
 LEAVES_OUT = "attfind, explain, evaluate and report run on it, train uses a distilled student in its place"
 
@@ -39,7 +56,7 @@ class Runtime(nn.Module):
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of a type of its own for every reason
-            raise CheckpointError(f"{path}: onnxruntime cannot run it ({_reason(error)})") from None
+            raise CheckpointError(f"{path}: onnxruntime cannot run it ({reason_of(error)})") from None
         self.input = self.session.get_inputs()[0].name
         self.output = _logits_name(self.session)
         self.fingerprint = file_hash(path)
@@ -69,7 +86,7 @@ class ChannelsLast(Around):
 
 
 def from_onnx(path: Path, hints: Hints) -> Classifier:
-    """Load an ONNX file.
+    """Load an ONNX file; size, channels, order, range and class names are what its input and metadata tell.
 
     onnx2torch turns it into a network with gradients. Where an operator is missing there, or the result is
     not that of onnxruntime, onnxruntime runs the file: a warning then says what that leaves out.
@@ -85,7 +102,7 @@ def from_onnx(path: Path, hints: Hints) -> Classifier:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
     except Exception as error:  # the parser's own types
-        raise CheckpointError(f"{path}: not a whole ONNX file ({_reason(error)})") from None
+        raise CheckpointError(f"{path}: not a whole ONNX file ({reason_of(error)})") from None
     batch, known, layout = _input(onnx, model, path)
     layout = hints.layout or layout
     network: nn.Module | None = None
@@ -116,7 +133,7 @@ def _converted(onnx: Any, model: Any, path: Path, batch: int | None) -> nn.Modul
             tried = model if opset is None else onnx.version_converter.convert_version(model, opset)
             return Graph(converter.convert(tried).eval(), file_hash(path), batch)
         except Exception as error:  # NotImplementedError and whatever the translation raises
-            reason = reason or _reason(error)
+            reason = reason or reason_of(error)
     raise _UnconvertibleError(f"cannot be converted to PyTorch ({reason})")
 
 
@@ -143,7 +160,32 @@ def _input(onnx: Any, model: Any, path: Path) -> tuple[int | None, dict[str, Any
         raise ClassifierError(f"{path}: takes images of {channels} channels; expected 3 or 1")
     if height and height == width:
         known["input_size"] = height
-    return shape[0] or None, known, layout
+    return shape[0] or None, known | _metadata(model), layout
+
+
+def _metadata(model: Any) -> dict[str, Any]:
+    """Arguments of `Classifier` that the file's metadata tell."""
+    told = {entry.key.lower(): entry.value for entry in model.metadata_props}
+    known = dict(PIXEL_FORMATS.get(told.get("image.bitmappixelformat", "").lower(), {}))
+    low, high = PIXEL_RANGES.get(told.get("image.nominalpixelrange", "").lower(), (0.0, 0.0))
+    if low < high:
+        known |= {"mean": (-low / (high - low),), "std": (1 / (high - low),)}
+    names = next((found for key in NAMES if (found := _names(told.get(key, "")))), None)
+    return known if names is None else known | {"class_names": names}
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    """Class names written as a list or a mapping, in JSON or as Python prints them; None for all else."""
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if isinstance(found, dict):
+        ordered = [found.get(number, found.get(str(number))) for number in range(len(found))]
+        found = ordered
+    if isinstance(found, list | tuple) and found and all(isinstance(name, str) for name in found):
+        return tuple(found)
+    return None
 
 
 def _logits_name(session: Any) -> str:
@@ -152,7 +194,3 @@ def _logits_name(session: Any) -> str:
     named = [value.name for value in outputs if "logits" in value.name.lower()]
     flat = [value.name for value in outputs if len(value.shape or ()) == 2]
     return str((named or flat or [outputs[0].name])[0])
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stylex.classifiers.architectures import build
 from stylex.classifiers.classifier import KIND, Activation, Classifier
 from stylex.classifiers.options import Hints
-from stylex.errors import CheckpointError, ClassifierError
+from stylex.errors import CheckpointError, ClassifierError, reason_of
 from stylex.run import read_tensors
 
 FIELDS = (
@@ -174,7 +174,7 @@ def from_factory(path: str, hints: Hints) -> Classifier:
             if not isinstance(made, nn.Module):
                 made = made()
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason_of(error)
             raise ClassifierError(
                 f"{path}: could not be called ({type(error).__name__}: {reason})"
             ) from error
@@ -207,7 +207,7 @@ def _probe(
             except ClassifierError:
                 raise
             except Exception as error:  # whatever the user's code raises
-                reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = reason or reason_of(error)
                 continue
             if not isinstance(output, Tensor) or output.ndim not in (1, 2) or len(output) != 2:
                 found = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
@@ -218,9 +218,11 @@ def _probe(
             return columns, input_size if size == PROBE_SIZES[0] else size, count, device
     tried = " and ".join(f"{size} px" for size in sizes)
     of = f"{channels} channels and " if channels else ""
-    raise ClassifierError(
-        f"classifier '{name}' fails on images of {of}{tried} ({reason}); give its input_size"
-    )
+    advice = "give its input_size"
+    if "channels" in reason:
+        wanted = f"{channels} channels" if channels else "3 channels, or of 1"
+        advice = f"it must take images of {wanted}; wrap or export it so"
+    raise ClassifierError(f"classifier '{name}' fails on images of {of}{tried} ({reason}); {advice}")
 
 
 @contextmanager

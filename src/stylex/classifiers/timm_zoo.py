@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stylex.classifiers.architectures import TIMM, build, import_extra
+from stylex.classifiers.architectures import TIMM, build
 from stylex.classifiers.classifier import Classifier
 from stylex.classifiers.options import Hints
 from stylex.classifiers.sources import wrapped
 from stylex.classifiers.weights import read_weights
 from stylex.errors import ClassifierError
+from stylex.extras import import_extra
 
 
 def from_timm(source: str, hints: Hints) -> Classifier:

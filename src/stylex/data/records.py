@@ -18,7 +18,8 @@ from stylex.data.decode import UnreadableImageError, to_rgb, to_square
 from stylex.data.images import check_size
 from stylex.data.listing import Entry, Listing, assign_splits, in_order
 from stylex.data.options import DataOptions
-from stylex.errors import DataError
+from stylex.errors import DataError, reason_of
+from stylex.extras import import_extra
 
 TORCHVISION = "torchvision:"
 
@@ -89,14 +90,11 @@ def list_saved_dataset(folder: Path, options: DataOptions, group: str | None, la
     Raises:
         DataError: the package datasets is missing, the folder is damaged, or a column is not there.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(f"{folder}: needs the package datasets: pip install 'stylex[hf]'") from None
+    datasets = import_extra("datasets", str(folder), DataError)
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # a damaged folder can fail in any way
-        raise DataError(f"{folder}: no whole Hugging Face data set ({_first_line(error)})") from None
+        raise DataError(f"{folder}: no whole Hugging Face data set ({reason_of(error)})") from None
     parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
     features = next(iter(parts.values())).features
     image = _column(folder, features, options.image, lambda kind: isinstance(kind, datasets.Image), "image")
@@ -188,7 +186,7 @@ def _listing(name: str, home: str, stamp: str, records: list[Record], options: D
             raise
         except Exception as error:  # decoders and data sets raise nearly anything on damaged files
             raise UnreadableImageError(
-                f"{home}, {entry.name}: cannot be read ({_first_line(error)})"
+                f"{home}, {entry.name}: cannot be read ({reason_of(error)})"
             ) from error
 
     def read(entry: Entry, size: int) -> npt.NDArray[np.uint8]:
@@ -229,9 +227,9 @@ def _torchvision_parts(kind: Any, folder: Path, source: str) -> dict[str, Any]:
         try:
             found[part] = kind(str(folder), **arguments)
         except (RuntimeError, FileNotFoundError) as error:
-            reason = _first_line(error)
+            reason = reason_of(error)
         except (TypeError, ValueError) as error:  # a set that it does not have
-            reason = reason or _first_line(error)
+            reason = reason or reason_of(error)
     if not found:
         raise DataError(f"{source}: its files are not there ({reason}); download it with torchvision first")
     return found
@@ -280,7 +278,3 @@ def _is_plain(kind: Any) -> bool:
         "float32",
         "float64",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

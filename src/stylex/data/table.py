@@ -11,7 +11,8 @@ from stylex.data.files import DEFAULT, list_files
 from stylex.data.listing import Entry, Listing, assign_splits, file_stamp
 from stylex.data.options import DataOptions
 from stylex.data.splits import official_splits
-from stylex.errors import DataError
+from stylex.errors import DataError, reason_of
+from stylex.extras import import_extra
 
 _FILE_COLUMNS = ("file", "filename", "path", "image")
 _LABEL_COLUMNS = ("label", "class")
@@ -86,15 +87,12 @@ def list_table(
 
 def _parquet_rows(table: Path) -> list[Mapping[str, str]]:
     """The rows as text; what is missing is empty."""
+    pyarrow = import_extra("pyarrow", str(table), DataError)
+    parquet = import_extra("pyarrow.parquet", str(table), DataError)
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{table}: needs the package pyarrow: pip install 'stylex[parquet]'") from None
-    try:
-        content = pyarrow.parquet.read_table(table).to_pylist()
+        content = parquet.read_table(table).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{table}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{table}: not a readable Parquet file: {reason_of(error)}") from error
     if not content:
         raise DataError(f"{table} has no row: name at least one image")
     return [{key: "" if value is None else str(value) for key, value in row.items()} for row in content]

@@ -17,6 +17,7 @@ from stylex import networks
 from stylex.classifiers import Classifier
 from stylex.config import NetworkSettings, Recipe, RunConfig, load_recipe, validate
 from stylex.errors import CheckpointError, ClassifierError, ConfigError
+from stylex.extras import import_extra
 from stylex.interop.files import StyleGAN2, load_stylegan2
 from stylex.interop.stylex_tf import is_released_stylex, load_released
 from stylex.networks.layers import FIR_TAPS
@@ -240,8 +241,6 @@ def _write_state(parts: Mapping[str, Mapping[str, Tensor]], out: Path) -> None:
 
 
 def _write_onnx(model: Any, out: Path) -> dict[str, Any]:
-    from stylex.classifiers.architectures import import_extra
-
     import_extra("onnxscript", str(out))
     width = model.generator.latent_features + model.generator.condition_features
     drawn = Drawn(model.generator, model.noise).eval().float().cpu()

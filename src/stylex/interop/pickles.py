@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylex.errors import CheckpointError
+from stylex.errors import CheckpointError, reason_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_pickle(path: Path) -> dict[str, ForeignNetwork]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise CheckpointError(
-            f"{path}: damaged, or not a StyleGAN2-ADA pickle ({_first_line(error)})"
+            f"{path}: damaged, or not a StyleGAN2-ADA pickle ({reason_of(error)})"
         ) from None
     if not networks:
         raise CheckpointError(f"{path}: a pickle without networks; expected a dictionary with G, D and G_ema")
@@ -197,8 +197,3 @@ def _entries(attributes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
     found = attributes.get("_init_kwargs")
     return found if isinstance(found, dict) else {}
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stylex.classifiers import Classifier
 from stylex.config import RunConfig, validate
-from stylex.errors import CheckpointError, ConfigError, RunError
+from stylex.errors import CheckpointError, ConfigError, RunError, reason_of
 from stylex.networks import Networks
 from stylex.run import Run, read_tensors, write_tensors
 
@@ -75,7 +75,7 @@ class TrainingState:
             self.step, self.images = int(header["step"]), int(header["images"])
             self.seconds = float(header["seconds"])
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = reason_of(error)
             raise CheckpointError(f"{file}: does not fit this run's networks ({reason})") from None
 
     def save(self, run: Run, keep: int, classifier: str | None = None, images: str | None = None) -> Path:
