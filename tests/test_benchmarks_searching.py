@@ -121,7 +121,7 @@ def test_the_peers_evaluation_moves_a_bias_and_puts_it_back() -> None:
         pass
 
     Peer.Generator = Generator  # type: ignore[attr-defined]
-    step = StudyEvaluation(Peer, nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2)), 8, 2)
+    step = StudyEvaluation(Peer, nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2)), 8, 2, torch.device("cpu"))
     before = float(step.generator.conv1.conv.modulation.bias[0])
     assert step.evaluate().shape == (1, 2)
     assert seen == [pytest.approx(before + 1)]

@@ -59,9 +59,14 @@ class NetworkSettings(Settings):
     )
     encoder_channels_each: Widths = Field(None, description="as channels_each, of the encoder")
     discriminator_channels_each: Widths = Field(None, description="as channels_each, of the discriminator")
-    condition: Literal["probabilities", "logits", "none"] = "probabilities"
+    condition: Literal["probabilities", "logits", "evidence", "none"] = Field(
+        "probabilities",
+        description="what the generator is told of an image's class; evidence: independent components of "
+        "what speaks for it, place by place",
+    )
+    evidence_components: int = Field(8, ge=1, description="at most so many, with condition: evidence")
     discriminator: Literal["plain", "classes", "real+classes"] = Field(
-        "classes", description="one score; Σ cₖDₖ(x); or D₀(x) + Σ cₖDₖ(x)"
+        "classes", description="one score; Σ cₖDₖ(x); or D₀(x) + Σ cₖDₖ(x), c the condition"
     )
     deviation_group: int = Field(
         4,
@@ -133,6 +138,10 @@ class LossSettings(Settings):
     ] = "lpips-vgg"
     latent_l1: NonNegative = 0.1
     kl: NonNegative = 1.0
+    evidence: NonNegative = Field(
+        0.0,
+        description="squared difference from the components of evidence asked for, with condition: evidence",
+    )
     r1: NonNegative | Literal["auto"] = Field(
         10.0, description="γ of γ/2 · ‖∇D‖²; auto: 0.0002 · resolution² / images a step"
     )
@@ -196,6 +205,9 @@ class TrainingSettings(Settings):
     augmentation_flips: bool | None = Field(
         None, description="augmentation has x-flips and 90° rotations; by default as mirror"
     )
+    evidence_kimg: Positive = Field(
+        100.0, description="images that the student of the classifier's evidence sees, before training begins"
+    )
     ema_halflife_kimg: Positive = 10.0
     ema_rampup: float | None = Field(0.05, gt=0, description="cap of the half-life as a share of images seen")
     checkpoint_kimg: Positive = 10.0
@@ -219,12 +231,18 @@ class Recipe(Settings):
         if self.network.condition == "none":
             if self.network.discriminator != "plain":
                 raise ValueError(
-                    "a conditioned discriminator needs network.condition: probabilities or logits"
+                    "a conditioned discriminator needs network.condition: probabilities, logits or evidence"
                 )
             if "swap" in self.training.schedule:
-                raise ValueError("swap steps need network.condition: probabilities or logits")
+                raise ValueError("swap steps need network.condition: probabilities, logits or evidence")
             if self.sparsity.threshold > 0:
-                raise ValueError("sparsity.threshold needs network.condition: probabilities or logits")
+                raise ValueError(
+                    "sparsity.threshold needs network.condition: probabilities, logits or evidence"
+                )
+        if self.network.condition == "evidence" and (self.samples or not self.encodes):
+            raise ValueError("network.condition: evidence needs an encoder, and no sample steps")
+        if self.loss.evidence > 0 and self.network.condition != "evidence":
+            raise ValueError("loss.evidence needs network.condition: evidence")
         if self.loss.adversarial_start_kimg > 0 and not self.encodes:
             raise ValueError(
                 "loss.adversarial_start_kimg needs an encoder: encode or swap in training.schedule"
@@ -290,6 +308,8 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _power_of_two(self) -> RunConfig:
+        if self.recipe.network.condition == "evidence" and self.resolution < 16:
+            raise ValueError("network.condition: evidence needs images of 16 pixels or more")
         if self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution is {self.resolution}, not a power of two")
         return self

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stylex import classifiers
 from stylex.classifiers import Classifier
+from stylex.conditions import told
 from stylex.config import Recipe, RunConfig, validate
 from stylex.errors import CheckpointError, RunError
 from stylex.hardware import Hardware, place
@@ -50,12 +51,9 @@ class Model:
         """How synthesis treats its noise inputs: the stored maps where training drew noise, else none."""
         return "none" if self.recipe.training.noise == "none" else "fixed"
 
-    def condition(self, logits: Tensor) -> Tensor | None:
-        """What the generator is told of the class: [N, K] or None."""
-        kind = self.recipe.network.condition
-        if kind == "none":
-            return None
-        return logits if kind == "logits" else self.classifier.probabilities(logits)
+    def condition(self, images: Tensor, logits: Tensor) -> Tensor | None:
+        """What the generator is told of the images' classes: [N, K] or None."""
+        return told(self.recipe.network.condition, self.classifier, logits, images, self.encoder)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +67,7 @@ class Model:
         latents, logits = [], []
         for part in self._parts(images):
             found = self.classifier(part)
-            condition = self.condition(found)
+            condition = self.condition(part, found)
             w = self.encoder(part)
             latents.append(w if condition is None else torch.cat([w, condition], dim=1))
             logits.append(found)
@@ -111,7 +109,9 @@ class Model:
 
     @torch.inference_mode()
     def scores(self, images: Tensor, logits: Tensor) -> Tensor:
-        """The discriminator's score of images [N, 3, R, R], conditioned as in training on logits [N, K]: [N].
+        """The discriminator's score of images [N, 3, R, R], conditioned as in training: [N].
+
+        On what the logits [N, K] say; with evidence, on what is found in the images themselves.
 
         Raises:
             RunError: the model came without a discriminator.
@@ -121,7 +121,7 @@ class Model:
         plain = self.recipe.network.discriminator == "plain"
         found = []
         for part, part_logits in zip(self._parts(images), self._parts(logits), strict=True):
-            condition = None if plain else self.condition(part_logits)
+            condition = None if plain else self.condition(part, part_logits)
             found.append(conditional_score(self.discriminator(part), condition))
         return torch.cat(found)
 

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylex.errors import ConfigError
+
+log = logging.getLogger("stylex")
 
 
 @contextmanager
@@ -56,12 +59,45 @@ def load_peer(folder: Path) -> ModuleType:
         )
     sys.path.insert(0, str(folder.resolve()))
     try:
+        if torch.cuda.is_available():
+            with suppress(
+                Exception
+            ):  # as the peer's users have it, where its CUDA code can still be compiled
+                return importlib.import_module("model")
+            for name in [name for name in sys.modules if name in ("model", "op") or name.startswith("op.")]:
+                del sys.modules[name]
+            log.warning("%s: its CUDA code cannot be compiled here; it computes in plain PyTorch", folder)
         with _without_compiled_operations():
-            return importlib.import_module("model")
+            module = importlib.import_module("model")
+        if torch.cuda.is_available():
+            _use_plain_operations(module)
+        return module
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{folder}: its model.py could not be imported ({error})") from None
     finally:
         sys.path.remove(str(folder.resolve()))
+
+
+def _use_plain_operations(module: Any) -> None:
+    """Let the peer take the way that it takes on CPUs on other devices too."""
+    resampling = importlib.import_module("op.upfirdn2d")
+    activation = importlib.import_module("op.fused_act")
+
+    def upfirdn2d(images: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: Any = (0, 0)) -> Tensor:
+        padding = (*pad, *pad) if len(pad) == 2 else pad
+        found: Tensor = resampling.upfirdn2d_native(images, kernel, up, up, down, down, *padding)
+        return found
+
+    def fused_leaky_relu(
+        values: Tensor, bias: Tensor | None = None, negative_slope: float = 0.2, scale: float = 2**0.5
+    ) -> Tensor:
+        if bias is not None:
+            values = values + bias.view(1, -1, *[1] * (values.ndim - 2))
+        return F.leaky_relu(values, negative_slope) * scale
+
+    module.upfirdn2d, module.fused_leaky_relu = upfirdn2d, fused_leaky_relu
+    resampling.upfirdn2d = upfirdn2d  # type: ignore[attr-defined]
+    activation.fused_leaky_relu = fused_leaky_relu  # type: ignore[attr-defined]
 
 
 class _Encoder(nn.Module):
@@ -89,7 +125,7 @@ class StudyStep:
         peer: `load_peer`'s module.
         classifier: images [N, 3, R, R] → logits [N, K].
         perceptual: two batches of images → one distance an image.
-        images: the batch that every step sees, [4, 3, R, R] in [-1, 1].
+        images: the batch that every step sees, [4, 3, R, R] in [-1, 1], on the device that computes.
         classes: K.
     """
 
@@ -97,17 +133,18 @@ class StudyStep:
         self, peer: Any, classifier: nn.Module, perceptual: nn.Module, images: Tensor, classes: int
     ) -> None:
         resolution, features = images.shape[-1], 512
+        device = images.device
         self.images, self.classifier, self.perceptual = images, classifier, perceptual
-        self.encoder = _Encoder(peer, resolution, features)
-        self.generator = peer.Generator(resolution, features + classes, 8)
-        self.discriminator = peer.Discriminator(resolution)
+        self.encoder = _Encoder(peer, resolution, features).to(device)
+        self.generator = peer.Generator(resolution, features + classes, 8).to(device)
+        self.discriminator = peer.Discriminator(resolution).to(device)
         self.averages = [copy.deepcopy(part) for part in (self.encoder, self.generator)]
         parts = [*self.encoder.parameters(), *self.generator.parameters()]
         self.generator_optimiser = torch.optim.Adam(parts, lr=2e-4, betas=(0.0, 0.99))
         self.discriminator_optimiser = torch.optim.Adam(
             self.discriminator.parameters(), lr=2e-4 * 16 / 17, betas=(0.0, 0.99 ** (16 / 17))
         )
-        self.path_length_mean = torch.zeros(())
+        self.path_length_mean = torch.zeros((), device=device)
 
     def _latents(self, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -170,12 +207,15 @@ class StudyEvaluation:
         classifier: images [N, 3, R, R] → logits [N, K].
         resolution: R.
         classes: K.
+        device: where it computes.
     """
 
-    def __init__(self, peer: Any, classifier: nn.Module, resolution: int, classes: int) -> None:
-        self.generator = peer.Generator(resolution, 512 + classes, 8).eval().requires_grad_(False)
-        self.classifier = classifier
-        self.latent = torch.randn(1, 512 + classes)
+    def __init__(
+        self, peer: Any, classifier: nn.Module, resolution: int, classes: int, device: torch.device
+    ) -> None:
+        self.generator = peer.Generator(resolution, 512 + classes, 8).eval().requires_grad_(False).to(device)
+        self.classifier = classifier.to(device)
+        self.latent = torch.randn(1, 512 + classes, device=device)
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:

@@ -142,7 +142,9 @@ def bench_attfind(
             torch.default_generator.manual_seed(0)
             theirs = None
             if module is not None and name == "study":
-                theirs = StudyEvaluation(module, _classifier(64).eval().requires_grad_(False), 64, 2)
+                theirs = StudyEvaluation(
+                    module, _classifier(64).eval().requires_grad_(False), 64, 2, hardware.device
+                )
             found.append(_measure(name, hardware, rounds, theirs, peak, told))
     return AttFindBenchmark(describe(hardware), rounds, max(peak, convolution_peak(hardware)), found)
 

@@ -156,8 +156,9 @@ def bench_training(
         works["study"] = lambda: steps["study"].run(1, 1)
         works["study, R1"] = lambda: steps["study"].run(16, 1)
         if module is not None:
-            batch = study.images.batch(slice(0, study.recipe.training.batch_size))
-            theirs = StudyStep(module, _fp32(_classifier("mobilenet_v2")), perceptual, batch, CLASSES)
+            batch = study.images.batch(slice(0, study.recipe.training.batch_size)).to(hardware.device)
+            judge = _fp32(_classifier("mobilenet_v2")).to(hardware.device)
+            theirs = StudyStep(module, judge, perceptual.to(hardware.device), batch, CLASSES)
             works["peer"] = lambda: theirs.step(with_r1=False)
             works["peer, R1"] = lambda: theirs.step(with_r1=True)
         for name in ("wide", "fast", "warm-up"):

@@ -6,6 +6,7 @@ Lang et al., "Explaining in Style", arXiv 2104.13369.
 """
 
 from stylex.networks.build import Networks, build
+from stylex.networks.evidence import Evidence
 from stylex.networks.generator import Generator, StyleLayer, Synthesis, SynthesisState
 from stylex.networks.layers import EqualConv2d, EqualLinear, blur, downsample2, upsample2
 from stylex.networks.mapping import Mapping
@@ -16,6 +17,7 @@ __all__ = [
     "Encoder",
     "EqualConv2d",
     "EqualLinear",
+    "Evidence",
     "Generator",
     "Mapping",
     "Networks",

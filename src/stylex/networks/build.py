@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stylex.config import Recipe
+from stylex.networks.evidence import Evidence
 from stylex.networks.generator import Generator
 from stylex.networks.mapping import Mapping
 from stylex.networks.residual import Discriminator, Encoder
@@ -39,8 +40,8 @@ def build(recipe: Recipe, resolution: int, classes: int, seed: int = 0) -> Netwo
     Weights depend on the seed alone; the global random state is left as it was.
     """
     settings = recipe.network
-    condition = 0 if settings.condition == "none" else classes
-    outputs = {"plain": 1, "classes": classes, "real+classes": classes + 1}[settings.discriminator]
+    condition = {"none": 0, "evidence": settings.evidence_components}.get(settings.condition, classes)
+    outputs = {"plain": 1, "classes": condition, "real+classes": condition + 1}[settings.discriminator]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         generator = Generator(settings.latent_features, condition, resolution, settings.channels(resolution))
@@ -53,6 +54,9 @@ def build(recipe: Recipe, resolution: int, classes: int, seed: int = 0) -> Netwo
                 settings.latent_features,
                 hidden=settings.encoder_hidden,
                 components=min(settings.encoder_components, settings.latent_features),
+                evidence=Evidence(resolution, classes, condition)
+                if settings.condition == "evidence"
+                else None,
             )
         if recipe.samples:
             mapping = Mapping(settings.z_features, settings.latent_features, layers=settings.mapping_layers)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylex.networks.evidence import Evidence
 from stylex.networks.layers import EqualConv2d, EqualLinear, at_least_float32
 from stylex.parallel import ALONE, World
 
@@ -107,6 +108,7 @@ class Encoder(ResidualNetwork):
 
     Args:
         components: how many, at most latent_features.
+        evidence: what the generator is told of the class where the recipe has it so; not part of w.
     """
 
     component_mean: Tensor
@@ -120,8 +122,10 @@ class Encoder(ResidualNetwork):
         *,
         hidden: int | None = None,
         components: int = 0,
+        evidence: Evidence | None = None,
     ) -> None:
         super().__init__(resolution, channels, latent_features, hidden=hidden)
+        self.evidence = evidence
         self.components = components
         self.latent_features = latent_features
         if components:
@@ -138,6 +142,12 @@ class Encoder(ResidualNetwork):
         """The components' part of w: [N, latent_features], the rest of the numbers 0. Needs components."""
         found = F.linear(shrunk(images) - self.component_mean, self.component_weight)
         return F.pad(found, (0, self.latent_features - self.components))
+
+    def told(self, images: Tensor) -> Tensor:
+        """Components of evidence [N, M], differentiable in the images. Needs evidence."""
+        assert self.evidence is not None
+        found: Tensor = self.evidence(images)
+        return found
 
     def latents(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """w and the network's part of it, each [N, latent_features]; the same tensor without components."""

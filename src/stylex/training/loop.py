@@ -34,6 +34,7 @@ from stylex.training.checkpoint import (
     save_model,
 )
 from stylex.training.components import fit_components
+from stylex.training.evidence import fit_evidence
 from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.randomness import DataOrder, StepRandom
@@ -194,6 +195,7 @@ class Trainer:
         header: dict[str, Any] = {}
         if found is None:
             self._fit_components()
+            self._fit_evidence()
         self.world.wait()  # until all have read, before anything is renamed
         if found is not None:
             tensors, header, file = found
@@ -230,6 +232,21 @@ class Trainer:
             log.info(
                 "the encoder's %d components hold %.2f %% of the variance", encoder.components, 100 * held
             )
+
+    def _fit_evidence(self) -> None:
+        encoder = self.state.networks.encoder
+        if encoder is None or encoder.evidence is None:
+            return
+        evidence = encoder.evidence
+        seed, kimg = self.run.config.seed, self.recipe.training.evidence_kimg
+        fit = fit_evidence(evidence, self.images, self.classifier, self.hardware, seed, kimg)
+        if self.world.size > 1:  # the devices' convolutions may differ in the last digits
+            first = self.world.share(evidence.state_dict() if self.world.first else {})[0]
+            evidence.load_state_dict(first)
+        average = self.state.averages["encoder"]
+        average.load_state_dict(encoder.state_dict())
+        if self.world.first:
+            log.info("%s", fit)
 
     def _check_same_start(self) -> None:
         """All processes hold the same numbers, or would drift apart: averaged gradients go to each."""

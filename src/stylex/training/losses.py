@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from stylex.classifiers import Classifier
 from stylex.classifiers.distillation import agreement, divergence
+from stylex.conditions import told
 from stylex.config import Recipe, StepKind
 from stylex.networks import Networks, conditional_score
+from stylex.networks.evidence import DEVIATION
 from stylex.parallel import ALONE, World, path_length_images
 from stylex.perceptual import ClassifierDistance, feature_distance
 from stylex.training.augmentation import Augmentation
@@ -96,6 +98,7 @@ class Batch:
     condition: Tensor | None = None
     real_logits: Tensor | None = None
     real_features: list[Tensor] | None = None
+    told: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -189,11 +192,33 @@ class StylexLoss:
         return batch.real_logits
 
     def condition(self, batch: Batch) -> Tensor | None:
-        """What the generator is told of the real images' classes, C(x): [N, K], or None."""
-        if self.recipe.network.condition == "none":
+        """What the generator is told of the real images' classes: [N, K], or None."""
+        kind = self.recipe.network.condition
+        if kind == "none":
             return None
-        logits = self._logits(batch)
-        return logits if self.recipe.network.condition == "logits" else self.classifier.probabilities(logits)
+        if batch.told is None:
+            with torch.no_grad():
+                images = batch.images
+                batch.told = told(kind, self.classifier, self._logits(batch), images, self.networks.encoder)
+        return batch.told
+
+    @property
+    def _evidence_told(self) -> bool:
+        return self.recipe.network.condition == "evidence"
+
+    def _swapped(self, condition: Tensor, order: Tensor, random: StepRandom) -> Tensor:
+        """The conditions [N, K] of other images; of evidence every second row is put together from two.
+
+        So the generator learns to change each component by itself, whatever the others say.
+        """
+        whole = self.world.gather(condition)
+        first = whole[order]
+        if not self._evidence_told:
+            return first
+        second = whole[random.permutation(len(condition))]
+        taken = random.uniform(*condition.shape) < 0.5
+        taken[::2] = True
+        return torch.where(taken, first, second)
 
     def _augmented(self, images: Tensor, random: StepRandom) -> Tensor:
         """Images as the discriminator is to see them; nothing else ever sees them so."""
@@ -260,7 +285,7 @@ class StylexLoss:
         order = None
         if batch.kind == "swap":
             order = batch.random.permutation(len(w))
-            condition = None if condition is None else self.world.gather(condition)[order]
+            condition = None if condition is None else self._swapped(condition, order, batch.random)
         fake = self._synthesise(join(w, condition), batch.random)
         batch.fake, batch.condition = fake.detach(), condition
 
@@ -272,6 +297,12 @@ class StylexLoss:
         if batch.kind == "sample":
             return loss
         loss = loss + self._faithfulness(batch, fake, order)
+        if weights.evidence > 0:
+            assert condition is not None
+            assert self.networks.encoder is not None
+            apart = (self.networks.encoder.told(fake) - condition).square().mean() / DEVIATION**2
+            batch.statistics[f"{batch.kind}/evidence"] = apart.detach()
+            loss = loss + weights.evidence * apart
         if weights.latent_l1 > 0:
             assert self.networks.encoder is not None
             # Of what the network finds: components of an image of another class must be allowed to differ.
@@ -285,7 +316,10 @@ class StylexLoss:
         weights, note = self.recipe.loss, batch.statistics
         activation = self.classifier.activation
         target = self.classifier.probabilities(self._logits(batch))
-        target = target if order is None else self.world.gather(target)[order]
+        if order is not None:
+            # What a classifier must say of parts of the evidence of two images is not known.
+            known = slice(None, None, 2 if self._evidence_told else 1)
+            target, fake = self.world.gather(target)[order][known], fake[known]
         # With the classifier's own features as perceptual distance, one pass gives logits and features.
         features = None
         if batch.real_features is not None:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from stylex.classifiers import Classifier
 from stylex.classifiers.distillation import agreement
+from stylex.conditions import told
 from stylex.data import ImageSet
 from stylex.errors import CheckpointError, RunError, TrainingDiverged
 from stylex.hardware import Hardware
@@ -110,9 +111,9 @@ def measure_health(
         return {}
     logits = classifier(images)
     probabilities = classifier.probabilities(logits)
-    condition = {"probabilities": probabilities, "logits": logits, "none": None}[condition_kind]
     encoder = state.averages["encoder"]
     assert isinstance(encoder, Encoder)
+    condition = told(condition_kind, classifier, logits, images, encoder)
     w, learned = encoder.latents(images)
     fake = state.averages["generator"](join(w, condition))
     constant = images.median(dim=0, keepdim=True).values

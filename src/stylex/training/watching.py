@@ -15,9 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from stylex.classifiers import Classifier
+from stylex.conditions import told
 from stylex.data import Dataset, ImageSet
 from stylex.errors import RunError
 from stylex.hardware import Hardware
+from stylex.networks import Encoder
+from stylex.networks.evidence import DEVIATION
 from stylex.run import Run, write_atomically
 from stylex.training.checkpoint import TrainingState
 from stylex.training.randomness import StepRandom
@@ -174,7 +177,8 @@ def save_samples(
 ) -> None:
     """Write samples/NNNNNN.png (thousands of images seen), from the averaged weights; show it in the log too.
 
-    With an encoder: the images, their reconstructions, and the reconstructions with each class as condition.
+    With an encoder: the images, their reconstructions, and the reconstructions with each class as condition,
+    or with each component of evidence turned round.
     With a mapping: a last row of images from sampled z with the conditions of the row of images.
     """
     images = watch.batch(np.arange(len(watch))).to(hardware.device)
@@ -182,16 +186,13 @@ def save_samples(
     generator: Any = state.averages["generator"]
     kind = run.config.recipe.network.condition
     logits = classifier(images)
-    condition = {"probabilities": classifier.probabilities(logits), "logits": logits, "none": None}[kind]
-    if "encoder" in state.averages:
-        w = state.averages["encoder"](images)
+    encoder: Any = state.averages.get("encoder")
+    condition = told(kind, classifier, logits, images, encoder)
+    if encoder is not None:
+        w = encoder(images)
         rows.append(_render(generator, w, condition))
-        for target in range(generator.condition_features):
-            one = torch.zeros_like(logits)
-            one[:, target] = 1.0
-            if kind == "logits":  # as large as the images' own, for the class and against the others
-                one = (2.0 * one - 1.0) * logits.abs().mean()
-            rows.append(_render(generator, w, one))
+        if condition is not None:
+            rows += [_render(generator, w, other) for other in _others(kind, condition, encoder)]
     if "mapping" in state.averages:
         mapping: Any = state.averages["mapping"]
         random = StepRandom(run.config.seed, 0, 0, hardware.device)
@@ -205,6 +206,23 @@ def save_samples(
     )
     if log is not None:
         log.picture(state, grid)
+
+
+def _others(kind: str, condition: Tensor, encoder: Encoder) -> Iterator[Tensor]:
+    """The conditions [N, K] of every row of a sample grid but the reconstructions'."""
+    if kind == "evidence":
+        assert encoder.evidence is not None
+        for component in range(encoder.evidence.used):
+            turned = condition.clone()
+            turned[:, component] = -condition[:, component].sign() * DEVIATION
+            yield turned
+        return
+    for target in range(condition.shape[1]):
+        one = torch.zeros_like(condition)
+        one[:, target] = 1.0
+        if kind == "logits":  # as large as the images' own, for the class and against the others
+            one = (2.0 * one - 1.0) * condition.abs().mean()
+        yield one
 
 
 def _render(generator: Any, w: Tensor, condition: Tensor | None) -> Tensor:

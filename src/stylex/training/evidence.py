@@ -1,0 +1,278 @@
+"""Fits `networks.Evidence`: a student with local evidence, then independent components of its maps."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stylex.attfind.effects import log_odds
+from stylex.classifiers import Classifier
+from stylex.data import ImageSet
+from stylex.errors import DataError
+from stylex.hardware import Hardware, place
+from stylex.networks.evidence import DEVIATION, MAP_SIZE, WIDTHS, Evidence, halvings, reduced
+from stylex.training.randomness import derive_seed
+
+FEWEST = 10
+"""Training images; far more are needed for components that mean something."""
+
+BATCH = 64
+
+LEARNING_RATE = 2e-3
+
+SPARSITY = 1e-3
+"""Weight of the mean absolute evidence at a place beside the squared error of the log-odds."""
+
+HELD = 0.98
+"""Share of the student's variance that the components must hold; no more are taken than that needs."""
+
+MOST_MAPS = 20_000
+"""Images whose maps components are taken of."""
+
+
+@dataclass(frozen=True)
+class EvidenceFit:
+    """How well evidence accounts for a classifier.
+
+    Attributes:
+        explained: share of the variance of the log-odds that the student accounts for, on held-out images.
+        held: share of the student's variance that the components hold.
+        shares: of each component in use, its standard deviation over that of the log-odds, largest first.
+    """
+
+    explained: float
+    held: float
+    shares: tuple[float, ...]
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{share:.2f}" for share in self.shares)
+        return (
+            f"local evidence accounts for {100 * self.explained:.1f} % of the classifier's log-odds; "
+            f"{len(self.shares)} components, their shares {shares}"
+        )
+
+
+def fit_evidence(
+    evidence: Evidence, images: ImageSet, classifier: Classifier, hardware: Hardware, seed: int, kimg: float
+) -> EvidenceFit:
+    """Set every number of `evidence` from training images and what a classifier says of them.
+
+    The student is trained on the squared error of the standardised log-odds. FastICA (Hyvärinen 1999) of the
+    first principal components of its maps gives components of mean 0 and deviation 0.5, ordered by their
+    share in the log-odds; the sign is such that a component speaks for the class that it moves most, of two
+    for the second. As many are taken as hold 98 % of the variance of the student's log-odds, at most
+    `evidence.components`. Same images, classifier and seed, same numbers, as far as the device's convolutions
+    repeat themselves.
+
+    Args:
+        evidence: on the device of `hardware`.
+        images: training images of the evidence's resolution.
+        classifier: placed; gives logits [N, K].
+        kimg: thousand images that the student sees, over and over where there are fewer.
+
+    Raises:
+        DataError: fewer than 10 images, or a classifier that says the same of all of them.
+    """
+    if len(images) < FEWEST:
+        raise DataError(f"evidence needs {FEWEST} training images or more, there are {len(images)}")
+    target = _targets(images, classifier, hardware)
+    deviation = target.std(dim=0)
+    if not bool((deviation > 1e-6).any()):
+        raise DataError("the classifier says the same of all training images: there is no evidence to find")
+    centred = target - target.mean(dim=0)
+    with torch.random.fork_rng(devices=[hardware.device] if hardware.device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, "evidence"))
+        student, explained = _train(evidence, images, centred, hardware, seed, kimg)
+    _fold(student, evidence)
+    order = np.random.default_rng(derive_seed(seed, "evidence maps")).permutation(len(images))
+    maps = _maps(evidence, images, np.sort(order[:MOST_MAPS]), hardware)
+    held, shares = _decompose(evidence, maps, seed)
+    return EvidenceFit(explained, held, shares)
+
+
+@torch.no_grad()
+def _targets(images: ImageSet, classifier: Classifier, hardware: Hardware) -> Tensor:
+    """Log-odds [N, K] of all images."""
+    found = [
+        log_odds(
+            classifier(images.batch(part).to(hardware.device)).double().cpu().numpy(), classifier.activation
+        )
+        for part in _parts(len(images))
+    ]
+    return torch.from_numpy(np.concatenate(found)).float().to(hardware.device)
+
+
+def _parts(count: int) -> list[npt.NDArray[np.intp]]:
+    return np.array_split(np.arange(count), -(-count // 256))
+
+
+class _Block(nn.Module):
+    """3 × 3 convolution, batch normalisation, ReLU."""
+
+    def __init__(self, before: int, width: int, *, halve: bool) -> None:
+        super().__init__()
+        self.halve = halve
+        self.convolution = nn.Conv2d(before, width, 3, padding=1, bias=False)
+        self.normalisation = nn.BatchNorm2d(width)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = F.avg_pool2d(maps, 2) if self.halve else maps
+        return F.relu(self.normalisation(self.convolution(maps)))
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that this is once trained."""
+        norm = self.normalisation
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return self.convolution.weight * gain[:, None, None, None], norm.bias - norm.running_mean * gain
+
+
+class _Student(nn.Module):
+    """The network of `Evidence` as it is trained: images [N, 3, R, R] → maps [N, K, 16, 16]."""
+
+    def __init__(self, size: int, outputs: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            _Block(before, width, halve=halve)
+            for before, width, halve in zip((3, *WIDTHS), WIDTHS, halvings(size), strict=False)
+        )
+        self.head = nn.Conv2d(WIDTHS[-1], outputs, 1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = reduced(images)
+        for block in self.blocks:
+            maps = block(maps)
+        found: Tensor = self.head(maps)
+        return found
+
+
+def _train(
+    evidence: Evidence, images: ImageSet, target: Tensor, hardware: Hardware, seed: int, kimg: float
+) -> tuple[_Student, float]:
+    """A trained student whose maps sum to `target` [N, L], and how much of it they account for."""
+    random = np.random.default_rng(derive_seed(seed, "evidence order"))
+    order = random.permutation(len(images))
+    held_out, rest = np.array_split(order, [max(2, min(1000, len(images) // 10))])
+    student = _Student(min(evidence.resolution, 64), evidence.outputs)
+    place(student, hardware)
+    optimiser = torch.optim.Adam(student.parameters(), LEARNING_RATE)
+    deviation = target.std(dim=0).clamp_min(1e-6)
+    batch = min(BATCH, len(rest))
+    steps = max(1, int(kimg * 1000) // batch)
+    position, shuffled = len(rest), rest
+    for step in range(steps):
+        if position + batch > len(rest):
+            position, shuffled = 0, random.permutation(rest)
+        chosen = shuffled[position : position + batch]
+        position += batch
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * (1 - step / steps)
+        maps = _of(student, images, chosen, hardware)
+        error = (
+            maps.sum(dim=(2, 3)) / MAP_SIZE - target[torch.from_numpy(chosen).to(target.device)] / deviation
+        )
+        loss = error.square().mean() + SPARSITY * maps.abs().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    student.eval()
+    with torch.no_grad():
+        # Sums of the student's maps are 16 standardised log-odds; those of `Evidence` are log-odds.
+        student.head.weight.mul_(deviation[:, None, None, None] / MAP_SIZE)
+        found = torch.cat(
+            [
+                _of(student, images, part, hardware)
+                for part in np.array_split(held_out, -(-len(held_out) // 256))
+            ]
+        )
+        wanted = target[torch.from_numpy(held_out).to(target.device)]
+        error = found.sum(dim=(2, 3)) - wanted
+        explained = 1 - float(error.square().mean() / wanted.square().mean().clamp_min(1e-12))
+    return student, explained
+
+
+def _of(student: _Student, images: ImageSet, chosen: npt.NDArray[np.intp], hardware: Hardware) -> Tensor:
+    batch = images.batch(chosen).to(hardware.device, memory_format=torch.channels_last)
+    with torch.autocast(hardware.device.type, hardware.dtype, enabled=hardware.dtype != torch.float32):
+        maps: Tensor = student(batch)
+    return maps.float()
+
+
+@torch.no_grad()
+def _fold(student: _Student, evidence: Evidence) -> None:
+    """Give `evidence` the student's weights, batch normalisation folded in."""
+    for number, block in enumerate(student.blocks):
+        assert isinstance(block, _Block)
+        weight, bias = block.folded()
+        evidence.get_buffer(f"weight{number}").copy_(weight)
+        evidence.get_buffer(f"bias{number}").copy_(bias)
+    evidence.head.copy_(student.head.weight)
+
+
+@torch.no_grad()
+def _maps(
+    evidence: Evidence, images: ImageSet, chosen: npt.NDArray[np.intp], hardware: Hardware
+) -> npt.NDArray[np.float64]:
+    """Maps of evidence [N, L · 16 · 16]."""
+    parts = np.array_split(chosen, -(-len(chosen) // 256))
+    found = [
+        evidence.maps(images.batch(part).to(hardware.device)).flatten(1).double().cpu() for part in parts
+    ]
+    rows: npt.NDArray[np.float64] = torch.cat(found).numpy()
+    return rows
+
+
+def _decompose(
+    evidence: Evidence, maps: npt.NDArray[np.float64], seed: int
+) -> tuple[float, tuple[float, ...]]:
+    """Set the evidence's mean, unmixing and contributions from maps [N, L · 16 · 16]."""
+    from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
+    mean = maps.mean(axis=0)
+    centred = maps - mean
+    variances, axes = np.linalg.eigh(centred.T @ centred / len(maps))
+    variances, axes = variances[::-1], axes[:, ::-1]
+    summing = np.repeat(np.eye(evidence.outputs), MAP_SIZE**2, axis=0)  # [L · 16 · 16, L]
+    whole = (centred @ summing).var(axis=0).sum()
+    most = min(evidence.components, int((variances > 1e-9 * variances[0]).sum()))
+    held = 0.0
+    for count in range(1, most + 1):
+        kept = axes[:, :count]
+        held = 1 - ((centred - centred @ kept @ kept.T) @ summing).var(axis=0).sum() / max(whole, 1e-12)
+        if held >= HELD:
+            break
+    whitening = axes[:, :count] / np.sqrt(variances[:count])  # [L · 16 · 16, n]
+    white = centred @ whitening
+    if count > 1:
+        ica = FastICA(whiten=False, random_state=derive_seed(seed, "ica") % 2**32, max_iter=1000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            ica.fit(white)
+        rotation = ica.components_
+    else:
+        rotation = np.ones((1, 1))
+    unmixing = rotation @ whitening.T  # rows: components of deviation 1
+    components = centred @ unmixing.T
+    mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
+    contributions = mixing @ summing  # [n, L], log-odds for each deviation
+    total = np.sqrt((centred @ summing).var(axis=0))
+    shares = np.abs(contributions / np.maximum(total, 1e-12)).max(axis=1)
+    order = np.argsort(-shares, kind="stable")
+    largest = np.abs(contributions).argmax(axis=1) if evidence.outputs > 2 else np.full(count, 1)
+    sign = np.sign(contributions[np.arange(count), largest])
+    unmixing = (unmixing * sign[:, None])[order]
+    contributions = (contributions * sign[:, None])[order]
+    evidence.mean.copy_(torch.from_numpy(mean))
+    evidence.unmixing.zero_()
+    evidence.contribution.zero_()
+    evidence.unmixing[:count] = torch.from_numpy(unmixing * DEVIATION).to(evidence.unmixing)
+    evidence.contribution[:count] = torch.from_numpy(contributions / DEVIATION).to(evidence.contribution)
+    return float(held), tuple(float(share) for share in shares[order])

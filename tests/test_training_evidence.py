@@ -1,0 +1,199 @@
+"""Evidence components on images whose causes are known, and what training does with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import training_problems as problems
+from stylex.classifiers import Classifier
+from stylex.conditions import told
+from stylex.config import RunConfig
+from stylex.data.images import ImageSet
+from stylex.errors import ConfigError, DataError
+from stylex.hardware import choose
+from stylex.networks.evidence import DEVIATION, MAP_SIZE, Evidence, halvings
+from stylex.training.evidence import EvidenceFit, fit_evidence
+from stylex.training.randomness import StepRandom
+
+CPU = choose("cpu", "fp32", 1)
+CORNERS = (slice(0, 8), slice(0, 8)), (slice(22, 30), slice(20, 28))
+WEIGHTS = (3.0, -1.5)
+"""Log-odds of the second class for each spot, as large as it is bright."""
+
+
+class SpotClassifier(nn.Module):
+    """Logits [0, w · mean brightness of each spot]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = [
+            weight * images[:, :, rows, columns].mean(dim=(1, 2, 3))
+            for weight, (rows, columns) in zip(WEIGHTS, CORNERS, strict=True)
+        ]
+        score = torch.stack(found).sum(dim=0)
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+def spots(count: int, seed: int = 0) -> tuple[ImageSet, np.ndarray]:
+    """Grey noise with two spots, each there or not, independent of each other."""
+    random = np.random.default_rng(seed)
+    there = random.random((count, 2)) < 0.5
+    pixels = random.integers(96, 128, (count, 32, 32, 3))
+    for number, (rows, columns) in enumerate(CORNERS):
+        pixels[:, rows, columns] += (110 * there[:, number])[:, None, None, None]
+    names = tuple(str(number) for number in range(count))
+    return ImageSet(pixels.astype(np.uint8), names, None, None, {}), there
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[Evidence, EvidenceFit, ImageSet, np.ndarray]:
+    classifier = Classifier(SpotClassifier(), class_names=("a", "b"), input_size=32)
+    images, there = spots(512)
+    evidence = Evidence(32, 2, 5)
+    fit = fit_evidence(evidence, images, classifier, CPU, 0, 12)
+    return evidence, fit, images, there
+
+
+def test_components_are_the_causes_each_by_itself(
+    fitted: tuple[Evidence, EvidenceFit, ImageSet, np.ndarray],
+) -> None:
+    evidence, fit, _, _ = fitted
+    images, there = spots(200, seed=1)
+    found = evidence(images.batch(range(200))).numpy()
+    assert fit.explained > 0.95
+    assert evidence.used == len(fit.shares) == 2
+    correlation = np.corrcoef(np.hstack([found[:, :2], there]).T)[:2, 2:]
+    # The first spot counts twice as much, so it comes first; the second speaks for class a: sign turned.
+    assert correlation[0, 0] > 0.97
+    assert correlation[1, 1] < -0.97
+    assert np.abs(correlation[[0, 1], [1, 0]]).max() < 0.2
+    assert fit.shares[0] / fit.shares[1] == pytest.approx(2.0, rel=0.1)
+    np.testing.assert_array_equal(found[:, 2:], 0)
+    np.testing.assert_allclose(found[:, :2].std(axis=0), DEVIATION, rtol=0.1)
+
+
+def test_contributions_say_what_a_component_does_to_the_log_odds(
+    fitted: tuple[Evidence, EvidenceFit, ImageSet, np.ndarray],
+) -> None:
+    evidence, _, images, _ = fitted
+    batch = images.batch(range(200))
+    maps = evidence.maps(batch).sum(dim=(2, 3))
+    put_together = evidence(batch) @ evidence.contribution
+    deviation = float((maps - maps.mean(dim=0) - put_together + put_together.mean(dim=0)).std())
+    assert deviation < 0.15 * float(maps.std())
+    logits = SpotClassifier()(batch)
+    expected = logits[:, 1] - logits[:, 0]
+    assert float(np.corrcoef(maps[:, 1].numpy(), expected.numpy())[0, 1]) > 0.97
+
+
+def test_evidence_lies_where_the_cause_is(
+    fitted: tuple[Evidence, EvidenceFit, ImageSet, np.ndarray],
+) -> None:
+    evidence, _, images, there = fitted
+    maps = evidence.maps(images.batch(range(200)))[:, 1].numpy()
+    difference = np.abs(maps[there[:200, 0]].mean(axis=0) - maps[~there[:200, 0]].mean(axis=0))
+    inside = difference[:6, :6].sum()  # the spot's 4 × 4 places and the reach of three convolutions
+    assert inside > 0.8 * difference.sum()
+
+
+def test_same_seed_same_numbers_another_seed_others() -> None:
+    classifier = Classifier(SpotClassifier(), class_names=("a", "b"), input_size=32)
+    images, _ = spots(64)
+    before = torch.random.get_rng_state()
+    states = []
+    for seed in (0, 0, 1):
+        evidence = Evidence(32, 2, 3)
+        fit_evidence(evidence, images, classifier, CPU, seed, 0.64)
+        states.append(torch.cat([value.flatten() for value in evidence.state_dict().values()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    classifier = Classifier(SpotClassifier(), class_names=("a", "b"), input_size=32)
+    images, _ = spots(9)
+    with pytest.raises(DataError, match="10 training images"):
+        fit_evidence(Evidence(32, 2, 3), images, classifier, CPU, 0, 1)
+    black = ImageSet(np.zeros((40, 32, 32, 3), np.uint8), tuple(map(str, range(40))), None, None, {})
+    with pytest.raises(DataError, match="same of all"):
+        fit_evidence(Evidence(32, 2, 3), black, classifier, CPU, 0, 1)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 256])
+def test_maps_have_one_size_and_sums_are_differentiable(size: int) -> None:
+    evidence = Evidence(size, 3, 4)
+    for buffer in evidence.buffers():
+        torch.nn.init.normal_(buffer, std=0.1)
+    images = torch.rand(2, 3, size, size).requires_grad_(True)
+    assert evidence.maps(images).shape == (2, 3, MAP_SIZE, MAP_SIZE)
+    found = evidence(images)
+    found.square().sum().backward()
+    assert found.shape == (2, 4)
+    assert images.grad is not None
+    assert float(images.grad.abs().sum()) > 0
+    assert not list(evidence.parameters())
+
+
+def test_halvings_bring_every_size_to_the_maps() -> None:
+    assert halvings(16) == (False, False, False)
+    assert halvings(32) == (False, False, True)
+    assert halvings(64) == (False, True, True)
+
+
+# In training
+
+
+ASSIGNMENTS = (
+    "network.condition=evidence",
+    "network.evidence_components=4",
+    "loss.evidence=1",
+    "training.evidence_kimg=0.1",
+)
+
+
+def test_half_of_swapped_conditions_come_from_one_image_the_others_from_two(tmp_path: Path) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "fast", ASSIGNMENTS)
+    condition = torch.arange(32.0).reshape(8, 4)
+    order = torch.tensor([1, 2, 3, 4, 5, 6, 7, 0])
+    found = trainer.loss._swapped(condition, order, StepRandom(0, 0, 0, torch.device("cpu")))
+    assert torch.equal(found[::2], condition[order][::2])
+    rows = (found // 4).long()
+    columns = (found % 4).long()
+    assert torch.equal(columns, torch.arange(4).expand(8, 4))  # each component stays what it is
+    assert any(len(set(row.tolist())) == 2 for row in rows[1::2])
+    assert all(len(set(row.tolist())) <= 2 for row in rows)
+
+
+def test_the_condition_is_the_evidence_and_gets_a_loss(tmp_path: Path) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "fast", ASSIGNMENTS)
+    trainer.resume()
+    encoder = trainer.state.networks.encoder
+    assert encoder is not None
+    assert encoder.evidence is not None
+    assert encoder.evidence.used > 0
+    average = trainer.state.averages["encoder"]
+    assert torch.equal(average.evidence.unmixing, encoder.evidence.unmixing)
+    before = {key: value.clone() for key, value in encoder.evidence.state_dict().items()}
+    statistics = trainer.step() | trainer.step()
+    assert {"encode/evidence", "swap/evidence"} <= set(statistics)
+    assert all(torch.equal(before[key], value) for key, value in encoder.evidence.state_dict().items())
+    images = trainer.images.batch(range(4))
+    classifier = trainer.classifier
+    found = told("evidence", classifier, classifier(images), images, encoder)
+    assert found is not None
+    assert torch.equal(found, encoder.evidence(images))
+
+
+def test_evidence_has_conditions() -> None:
+    with pytest.raises(ConfigError, match="no sample steps"):
+        problems.recipe("fast", [*ASSIGNMENTS, "training.schedule=[encode,sample]"])
+    with pytest.raises(ConfigError, match=r"loss\.evidence needs"):
+        problems.recipe("fast", [*ASSIGNMENTS, "network.condition=probabilities"])
+    recipe = problems.recipe("fast", ASSIGNMENTS).model_dump()
+    with pytest.raises(ValueError, match="16 pixels or more"):
+        RunConfig(experiment="e", data="d", classifier="c", resolution=8, recipe=recipe)
