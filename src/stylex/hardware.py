@@ -135,7 +135,7 @@ def keep_freed_memory() -> bool:
         return False
     # Without mmap altogether: its threshold cannot exceed 32 MiB, and larger buffers would go back at once.
     trim_threshold, mmap_max = -1, -4
-    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
+    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, -1))
 
 
 def release_freed_memory() -> None:

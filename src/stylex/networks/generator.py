@@ -86,11 +86,13 @@ class StyledConv(nn.Module):
     def activate(self, convolved: Tensor, demodulation: Tensor, noise: Tensor | None) -> Tensor:
         """Demodulate, add noise [N or 1, 1, H, W] and bias, leaky ReLU."""
         dtype = convolved.dtype
-        shift = self.bias[None, :, None, None]
-        if noise is not None:
-            shift = shift + noise * self.noise_strength
+        shift = (self.bias * SQRT2).to(dtype)[None, :, None, None]
         scale = (demodulation * SQRT2).to(dtype)[:, :, None, None]
-        return F.leaky_relu_(torch.addcmul((shift * SQRT2).to(dtype), convolved, scale), 0.2)
+        found = torch.addcmul(shift, convolved, scale)
+        if noise is not None:
+            # By itself and in place: with the bias it would make a map of every channel, and not channels_last.
+            found = found.add_((noise * (self.noise_strength * SQRT2)).to(dtype))
+        return F.leaky_relu_(found, 0.2)
 
     def forward(self, features: Tensor, style: Tensor, noise: Tensor | None) -> Tensor:
         modulated = features * style.to(features.dtype)[:, :, None, None]
