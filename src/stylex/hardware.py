@@ -46,7 +46,7 @@ def choose(device: str = "auto", precision: Precision = "auto", threads: int | N
     Args:
         device: "auto" (CUDA, then Apple's MPS, then the CPU) or a torch device name.
         precision: "auto" measures whether bf16 is faster on this device; "fp32" and "bf16" insist.
-        threads: CPU threads; by default the cores that this process may use.
+        threads: CPU threads; by default what OMP_NUM_THREADS says, else the cores that this process may use.
 
     Raises:
         ConfigError: the device does not exist here, or the precision is unknown.
@@ -64,7 +64,7 @@ def choose(device: str = "auto", precision: Precision = "auto", threads: int | N
         float(torch.zeros(1, device=where))
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ConfigError(f"device '{name}' is not to be had on this machine; try --device auto") from None
-    count = threads or usable_cores()
+    count = threads or asked_threads() or usable_cores()
     if where.type == "cpu":
         torch.set_num_threads(count)
         keep_freed_memory()
@@ -79,6 +79,12 @@ def choose(device: str = "auto", precision: Precision = "auto", threads: int | N
     ratio = bf16_speedup()
     reason = f"a bf16 convolution runs {ratio:.1f}× as fast as fp32 here"
     return Hardware(where, torch.bfloat16 if ratio > 1.3 else torch.float32, count, reason)
+
+
+def asked_threads() -> int | None:
+    """What OMP_NUM_THREADS asks for: whoever runs several programs on one machine divides its cores so."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) > 0 else None
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
