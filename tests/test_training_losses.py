@@ -126,7 +126,9 @@ def stub_classifier(logits: Tensor) -> Any:
 
 def linear_loss(recipe: Recipe, discriminator: nn.Module, logits: Tensor, **parts: Any) -> StylexLoss:
     generator = parts.pop("generator", nn.Linear(1, 1))
-    networks: Any = SimpleNamespace(discriminator=discriminator, generator=generator, **parts)
+    networks: Any = SimpleNamespace(
+        **{"encoder": None, "discriminator": discriminator, "generator": generator} | parts
+    )
     return StylexLoss(networks, stub_classifier(logits), None, recipe)
 
 
@@ -491,7 +493,7 @@ def test_the_adversarial_share_multiplies_the_weight(tmp_path: Path) -> None:
     losses, statistics = [], []
     for share in (1.0, 0.25, 0.0):
         batch = make_batch("encode")
-        batch.adversarial_share = share
+        batch.adversarial_share, batch.judged = share, share > 0
         losses.append(float(trainer.loss._generator(batch).detach()))
         statistics.append(batch.statistics.get("adversarial"))
     assert statistics[0] is not None

@@ -90,7 +90,7 @@ class StyledConv(nn.Module):
         scale = (demodulation * SQRT2).to(dtype)[:, :, None, None]
         found = torch.addcmul(shift, convolved, scale)
         if noise is not None:
-            # By itself and in place: with the bias it would make a map of every channel, and not channels_last.
+            # By itself: together with the bias it would be a map of every channel, and not channels_last.
             found = found.add_((noise * (self.noise_strength * SQRT2)).to(dtype))
         return F.leaky_relu_(found, 0.2)
 

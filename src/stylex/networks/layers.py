@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,11 +23,14 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+@cache
 def _fir_kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    taps = torch.tensor(FIR_TAPS, dtype=torch.float32, device=device)
-    kernel = torch.outer(taps, taps) * (gain / sum(FIR_TAPS) ** 2)
-    # in this layout oneDNN's gradients of depthwise convolutions are fastest
-    return kernel.to(dtype).expand(channels, 1, 4, 4).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(False), torch.no_grad():  # made once, used everywhere
+        taps = torch.tensor(FIR_TAPS, dtype=torch.float32)
+        kernel = torch.outer(taps, taps) * (gain / sum(FIR_TAPS) ** 2)
+        # in this layout oneDNN's gradients of depthwise convolutions are fastest
+        kernel = kernel.to(dtype).expand(channels, 1, 4, 4).contiguous(memory_format=torch.channels_last)
+        return kernel.to(device)
 
 
 def _filter(images: Tensor, padding: int, stride: int, gain: float) -> Tensor:

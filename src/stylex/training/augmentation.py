@@ -18,18 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylex.training.randomness import Draws
+
 ADJUST_EVERY = 4
 """Discriminator updates between two adjustments of p (section 3)."""
 
 LOG2 = math.log(2.0)
-
-
-class Random(Protocol):
-    """Where the numbers come from: `StepRandom`, so that a step that is repeated draws the same ones."""
-
-    def uniform(self, count: int, *shape: int) -> Tensor: ...
-
-    def normal(self, count: int, *shape: int) -> Tensor: ...
 
 
 @dataclass
@@ -61,7 +55,7 @@ class Transformation:
         return cls(zero, zero, pair, one, zero, one, zero, pair, zero, one, zero, zero, one)
 
     @classmethod
-    def draw(cls, count: int, p: float, random: Random, *, flips: bool = True) -> Transformation:
+    def draw(cls, count: int, p: float, random: Draws, *, flips: bool = True) -> Transformation:
         """Each transformation with probability p and the paper's strengths (appendix B).
 
         Without `flips`, x-flips and rotations by 90° are left out: an image is then never mirrored. The
@@ -234,7 +228,7 @@ class Augmentation:
         """The probability of each transformation now."""
         return float(self.state[0])
 
-    def __call__(self, images: Tensor, random: Random) -> Tensor:
+    def __call__(self, images: Tensor, random: Draws) -> Tensor:
         """Images [N, 3, R, R] in [-1, 1] as the discriminator is to see them."""
         return apply(images, Transformation.draw(len(images), self.p, random, flips=self.flips))
 

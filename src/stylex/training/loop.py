@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +36,7 @@ from stylex.training.checkpoint import (
 )
 from stylex.training.components import fit_components
 from stylex.training.evidence import fit_evidence
+from stylex.training.graphs import Program, Programs
 from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.randomness import DataOrder, StepRandom
@@ -168,6 +170,7 @@ class Trainer:
             self.loss.path_length_mean,
             None if augmentation is None else augmentation.state,
         )
+        self.programs = Programs(hardware.device) if can_record(recipe, hardware, world) else None
         self.order = DataOrder(len(images), run.config.seed)
         self.log = MetricsLog(run)
         self.stability = Stability(run, watch, self.classifier, hardware, world)
@@ -313,12 +316,21 @@ class Trainer:
             and state.images >= phase.start_images
             and any(self.loss.takes_part(phase, batch) for batch in batches)
         ]
+        program = self._program(batches, due)
         for joined in updates(due, settings.lazy_adam):
-            self._update(joined, batches, share)
+            self._update(joined, batches, share, program)
         state.step += 1
         state.images += self.images_per_step
         self._average()
+        if program is not None:
+            batches[0].statistics |= program.statistics()
         return _mean_statistics(batches)
+
+    def _program(self, batches: list[Batch], due: list[Phase]) -> Program | None:
+        if self.programs is None:
+            return None
+        batch = batches[0]
+        return self.programs.program(batch, due, self.loss.path_length_kind(batch))
 
     def _batch(self, part: int) -> Batch:
         settings, state = self.recipe.training, self.state
@@ -335,15 +347,21 @@ class Trainer:
         if share == 0:
             kind = "encode"
         images = images.to(self.hardware.device, memory_format=torch.channels_last)
-        return Batch(images, kind, random, state.step, share)
+        return Batch(images, kind, random, state.step, share, judged=share > 0)
 
-    def _update(self, joined: list[Phase], batches: list[Batch], share: float) -> None:
+    def _update(
+        self, joined: list[Phase], batches: list[Batch], share: float, program: Program | None
+    ) -> None:
         """One optimiser step with the gradients of these phases."""
         optimiser = joined[0].optimiser
         for name, parameters in self.parameters.items():
             for parameter in parameters:
                 parameter.requires_grad_(name == optimiser)
         for phase in joined:
+            if program is not None:
+                work = partial(self.loss.accumulate_gradients, phase, program.batch)
+                program.run(phase, work, self.parameters[optimiser])
+                continue
             for batch in batches:
                 if self.loss.takes_part(phase, batch):
                     self.loss.accumulate_gradients(phase, batch, gain=1.0 / len(batches))
@@ -432,6 +450,16 @@ class Trainer:
             f"stopped at step {state.step} ({state.images / 1000:.1f} kimg), checkpoint written; "
             f"the same command continues {self.run.path}"
         )
+
+
+def can_record(recipe: Recipe, hardware: Hardware, world: World) -> bool:
+    """Whether steps can be replayed as CUDA graphs: each update from one phase of one batch, on one GPU.
+
+    Augmentation chooses its transformations from step to step.
+    """
+    settings = recipe.training
+    plain = settings.accumulate == 1 and settings.lazy_adam and settings.augmentation == "none"
+    return hardware.device.type == "cuda" and world.size == 1 and plain
 
 
 def images_fingerprint(images: ImageSet) -> str:

@@ -21,7 +21,7 @@ from stylex.networks.evidence import DEVIATION
 from stylex.parallel import ALONE, World, path_length_images
 from stylex.perceptual import ClassifierDistance, feature_distance
 from stylex.training.augmentation import Augmentation
-from stylex.training.randomness import StepRandom
+from stylex.training.randomness import Draws
 
 PhaseName = Literal["generator", "path_length", "discriminator", "r1"]
 
@@ -87,13 +87,17 @@ def adversarial_share(recipe: Recipe, images: int) -> float:
 
 @dataclass
 class Batch:
-    """Real images [N, 3, R, R] in [-1, 1] with what has been computed from them in this step so far."""
+    """Real images [N, 3, R, R] in [-1, 1] with what has been computed from them in this step so far.
+
+    `judged`: whether the adversarial weight is above 0.
+    """
 
     images: Tensor
     kind: StepKind
-    random: StepRandom
+    random: Draws
     step: int = 0
-    adversarial_share: float = 1.0
+    adversarial_share: float | Tensor = 1.0
+    judged: bool = True
     fake: Tensor | None = None
     condition: Tensor | None = None
     real_logits: Tensor | None = None
@@ -173,7 +177,7 @@ class StylexLoss:
                 sums_to_one=self.recipe.network.condition == "probabilities"
                 and self.classifier.activation == "softmax",
             )
-            found["class_free_styles"] = torch.tensor(share)
+            found["class_free_styles"] = share
         if sparsity.latent_threshold > 0:
             columns = generator.affine_weight[:, : self.recipe.network.latent_features]
             columns.copy_(F.softshrink(columns, sparsity.latent_threshold * scale))
@@ -206,7 +210,7 @@ class StylexLoss:
     def _evidence_told(self) -> bool:
         return self.recipe.network.condition == "evidence"
 
-    def _swapped(self, condition: Tensor, order: Tensor, random: StepRandom) -> Tensor:
+    def _swapped(self, condition: Tensor, order: Tensor, random: Draws) -> Tensor:
         """The conditions [N, K] of other images; of evidence every second row is put together from two.
 
         So the generator learns to change each component by itself, whatever the others say.
@@ -220,7 +224,7 @@ class StylexLoss:
         taken[::2] = True
         return torch.where(taken, first, second)
 
-    def _augmented(self, images: Tensor, random: StepRandom) -> Tensor:
+    def _augmented(self, images: Tensor, random: Draws) -> Tensor:
         """Images as the discriminator is to see them; nothing else ever sees them so."""
         return images if self.augmentation is None else self.augmentation(images, random)
 
@@ -229,7 +233,7 @@ class StylexLoss:
         weights = condition if self.recipe.network.discriminator != "plain" else None
         return conditional_score(self.networks.discriminator(images), weights)
 
-    def _encoded(self, images: Tensor, kind: StepKind, random: StepRandom) -> tuple[Tensor, Tensor]:
+    def _encoded(self, images: Tensor, kind: StepKind, random: Draws) -> tuple[Tensor, Tensor]:
         """w [N, D], mixed in pairs on swap steps, and the part of it that the encoder's network found."""
         encoder = self.networks.encoder
         assert encoder is not None
@@ -245,7 +249,7 @@ class StylexLoss:
         whole = mixed(w)
         return whole, mixed(learned) if encoder.components else whole
 
-    def _w(self, images: Tensor, kind: StepKind, random: StepRandom) -> Tensor:
+    def _w(self, images: Tensor, kind: StepKind, random: Draws) -> Tensor:
         """w [N, D], or [N, L, D] with one a layer on z steps with style mixing."""
         if kind != "sample":
             return self._encoded(images, kind, random)[0]
@@ -264,7 +268,7 @@ class StylexLoss:
         late = torch.arange(layers, device=w.device)[None] >= torch.where(mixed, cut, layers)
         return torch.where(late[:, :, None], other[:, None], w[:, None])
 
-    def _synthesise(self, latents: Tensor, random: StepRandom) -> Tensor:
+    def _synthesise(self, latents: Tensor, random: Draws) -> Tensor:
         """Images of latents w ⊕ condition, with the recipe's noise."""
         generator = self.networks.generator
         noise = self.recipe.training.noise
@@ -290,7 +294,7 @@ class StylexLoss:
         batch.fake, batch.condition = fake.detach(), condition
 
         loss = torch.zeros((), device=fake.device)
-        if batch.adversarial_share > 0 and batch.kind in weights.adversarial_steps:
+        if batch.judged and batch.kind in weights.adversarial_steps:
             adversarial = F.softplus(-self._score(self._augmented(fake, batch.random), condition)).mean()
             batch.statistics["adversarial"] = adversarial.detach()
             loss = weights.adversarial * batch.adversarial_share * adversarial
@@ -346,16 +350,20 @@ class StylexLoss:
                 loss = loss + weights.perceptual * perceptual
         return loss
 
+    def path_length_kind(self, batch: Batch) -> StepKind:
+        """The kind of latents that path length is taken on."""
+        settings, schedule = self.recipe.loss, self.recipe.training.schedule
+        if not settings.path_length_in_turn:
+            return batch.kind
+        return schedule[batch.step // settings.path_length_interval % len(schedule)]
+
     def _path_length(self, batch: Batch, share: float) -> Tensor:
         """(‖Jᵀy‖ − a)², a a running mean (Karras et al. 2020, equation 4), on a part of the batch.
 
         J is taken with respect to the whole latent w ⊕ condition, as in the study's code.
         """
         settings = self.recipe.loss
-        schedule = self.recipe.training.schedule
-        kind = batch.kind
-        if settings.path_length_in_turn:
-            kind = schedule[batch.step // settings.path_length_interval % len(schedule)]
+        kind = self.path_length_kind(batch)
         whole = len(batch.images) * self.world.size
         count = path_length_images(whole, settings.path_length_batch_shrink) // self.world.size
         condition = self.condition(batch)
@@ -421,7 +429,7 @@ def join(w: Tensor, condition: Tensor | None) -> Tensor:
 @torch.no_grad()
 def thin_out_condition(
     affine_weight: Tensor, condition_features: int, threshold: float, *, sums_to_one: bool = True
-) -> float:
+) -> Tensor:
     """One L1 proximal step on the styles' dependence on the condition, in place. Ours, not the paper's.
 
     In every row (one style coordinate) of affine_weight [T, D + K], the deviations of the K columns that read
@@ -434,10 +442,10 @@ def thin_out_condition(
     thresholded.
 
     Returns:
-        Share of coordinates that no longer depend on the class.
+        Share of coordinates that no longer depend on the class, on their device.
     """
     columns = affine_weight[:, -condition_features:]
     mean = columns.mean(dim=1, keepdim=True) if sums_to_one else torch.zeros_like(columns[:, :1])
     deviation = F.softshrink(columns - mean, threshold)
     columns.copy_(mean + deviation)
-    return float((deviation == 0).all(dim=1).float().mean())
+    return (deviation == 0).all(dim=1).float().mean()

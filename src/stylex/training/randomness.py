@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,16 @@ def derive_seed(*parts: int | str) -> int:
 
 LARGE = 1 << 16
 """Numbers an image from which on every image's are drawn by themselves: noise maps from 256 px on."""
+
+
+class Draws(Protocol):
+    """Where a batch's random numbers come from; counts and first dimensions are those of its images."""
+
+    def normal(self, count: int, *shape: int) -> Tensor: ...
+
+    def uniform(self, count: int, *shape: int) -> Tensor: ...
+
+    def permutation(self, count: int) -> Tensor: ...
 
 
 class StepRandom:

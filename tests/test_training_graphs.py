@@ -1,0 +1,132 @@
+"""Steps that are replayed from fixed memory are the steps that would have been run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import training_problems as problems
+from stylex.hardware import Hardware
+from stylex.parallel import ALONE, World
+from stylex.training.graphs import WARM_UP, Graph, Programs
+from stylex.training.loop import Trainer, can_record
+
+
+class InOrder:
+    """Gives the places of recorded draws again, or reserves them, with numbers that can be worked with."""
+
+    def __init__(self, source: Any) -> None:
+        self.places = iter(source) if isinstance(source, list) else None
+        self.source = source
+
+    def _next(self, kind: str, *shape: int) -> Tensor:
+        if self.places is not None:
+            return next(self.places)
+        place: Tensor = getattr(self.source, kind)(*shape)
+        return place.zero_()
+
+    def normal(self, *shape: int) -> Tensor:
+        return self._next("normal", *shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return self._next("uniform", *shape)
+
+    def permutation(self, count: int) -> Tensor:
+        return self._next("permutation", count)
+
+
+class Again:
+    """A graph without CUDA: does the work anew and copies what it gives to where it lay at first.
+
+    The batch must hold what an earlier phase left in it, and nothing that this one computes.
+    """
+
+    def __init__(self, work: Callable[[], None], trainer: Trainer) -> None:
+        self.work, self.trainer = work, trainer
+        batch = work.args[1]  # type: ignore[attr-defined]
+        self.batch = batch
+        self.draws = batch.random
+        first = len(self.draws._drawn)
+        self.before = dict(vars(batch)) | {"statistics": dict(batch.statistics)}
+        batch.random = InOrder(self.draws)
+        changed = [trainer.loss.path_length_mean]
+        changed += [buffer for part in trainer.state.networks.parts().values() for buffer in part.buffers()]
+        kept = [each.clone() for each in changed]
+        work()
+        self.places = [place for _, _, place in self.draws._drawn[first:]]
+        batch.random = self.draws
+        self.after = dict(vars(batch)) | {"statistics": dict(batch.statistics)}
+        self.gradients = self._gradients()
+        # Recording computes nothing: what was changed on the way is put back, what was found is spoiled.
+        for each, value in zip(changed, kept, strict=True):
+            each.copy_(value)
+        for gradient in self.gradients.values():
+            gradient.fill_(float("nan"))
+
+    def _gradients(self) -> dict[nn.Parameter, Tensor]:
+        parameters = [each for group in self.trainer.parameters.values() for each in group]
+        return {each: each.grad for each in parameters if each.grad is not None}
+
+    def replay(self) -> None:
+        for parameter in self.gradients:
+            parameter.grad = None
+        vars(self.batch).update(self.before | {"statistics": dict(self.before["statistics"])})
+        self.batch.random = InOrder(self.places)
+        self.work()
+        fresh = dict(vars(self.batch))
+        for name, place in self.after.items():
+            if isinstance(place, Tensor) and place is not self.before[name]:
+                place.copy_(fresh[name])
+        for name, place in self.after["statistics"].items():
+            place.copy_(fresh["statistics"][name])
+        for parameter, place in self.gradients.items():
+            assert parameter.grad is not None
+            place.copy_(parameter.grad)
+        vars(self.batch).update(self.after | {"statistics": dict(self.after["statistics"])})
+
+
+def run(path: Path, recipe: str, steps: int, *, recorded: bool) -> tuple[Trainer, list[dict[str, float]]]:
+    assignments = ["loss.path_length_interval=4", "loss.r1_interval=4", "loss.adversarial_start_kimg=0.016"]
+    if recipe == "stylegan2":
+        assignments = assignments[:2]
+    trainer = problems.make_trainer(path, recipe, assignments)
+    captured: list[Graph] = []
+    if recorded:
+
+        def capture(work: Callable[[], None]) -> Graph:
+            captured.append(Again(work, trainer))
+            return captured[-1]
+
+        trainer.programs = Programs(torch.device("cpu"), capture)
+    trainer.resume()
+    found = [{key: float(value) for key, value in trainer.step().items()} for _ in range(steps)]
+    assert bool(captured) == recorded
+    return trainer, found
+
+
+@pytest.mark.parametrize("recipe", ["fast", "stylex", "stylegan2", "study"])
+def test_recorded_steps_are_the_same_steps(recipe: str, tmp_path: Path) -> None:
+    steps = 12 * (WARM_UP + 1)
+    plain, expected = run(tmp_path / "plain", recipe, steps, recorded=False)
+    replayed, found = run(tmp_path / "recorded", recipe, steps, recorded=True)
+    assert [sorted(step) for step in expected] == [sorted(step) for step in found]
+    for number, (one, other) in enumerate(zip(expected, found, strict=True)):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7), number
+    ours, theirs = plain.state.tensors(), replayed.state.tensors()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_only_steps_of_one_phase_an_update_on_one_gpu_are_recorded() -> None:
+    gpu = Hardware(torch.device("cuda"), torch.bfloat16, 1, "for tests")
+    recipe = problems.recipe("stylex")
+    assert can_record(recipe, gpu, ALONE)
+    assert not can_record(recipe, problems.HARDWARE, ALONE)
+    assert not can_record(recipe, gpu, World(0, 2, 2))
+    for assignment in ("training.accumulate=2", "training.lazy_adam=false", "training.augmentation=ada"):
+        assert not can_record(problems.recipe("stylex", [assignment]), gpu, ALONE)
