@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ def measure(
     world: World = ALONE,
     on_progress: OnProgress | None = None,
     on_changes: OnChanges | None = None,
+    numbers: Sequence[int] | None = None,
+    wanted: Tensor | None = None,
 ) -> None:
     """Measure all images whose logits the shards lack.
 
@@ -41,20 +43,25 @@ def measure(
         batch_size: changes at once; None for what was recorded, or else a probe within `memory` bytes.
         on_progress, on_changes: called in the first process, with its own images done by all, and changes
             measured by this one times the processes.
+        numbers: the files to see to; by default all. Earlier ones are then all there.
+        wanted: mask [2, S] of the changes to measure; by default all.
 
     Raises:
         ConfigError: `memory` is too small.
         RunError: the shards cannot be written, or another process has ended.
     """
     total = len(styles)
-    missing = world.share(_begin(shards) if world.first else [])[0]
-    if len(missing) < len(shards) and on_progress is not None and world.first:
-        on_progress(total - sum(len(shards.images(number)) for number in missing), total)
+    numbers = range(len(shards)) if numbers is None else numbers
+    missing = world.share(_begin(shards, numbers) if world.first else [])[0]
+    later = sum(len(shards.images(number)) for number in range(max(numbers) + 1, len(shards)))
+    there = total - later - sum(len(shards.images(number)) for number in missing)
+    if there and on_progress is not None and world.first:
+        on_progress(there, total)
     if not missing:
         return
     batch = _batch(shards, model, space, styles, shift, batch_size, memory, world)
     pending = [image for number in missing for image in shards.images(number)]
-    done = total - len(pending)
+    done = there
     arrived: dict[int, Tensor] = {}
 
     def count(changes: int) -> None:
@@ -73,6 +80,7 @@ def measure(
                 shift=shift,
                 batch_size=batch,
                 on_changes=count,
+                wanted=wanted,
             )
         found = world.share(own)
         if not world.first:
@@ -88,11 +96,11 @@ def measure(
             shards.write(number, torch.cat([arrived.pop(image) for image in shards.images(number)]))
 
 
-def _begin(shards: Shards) -> list[int]:
+def _begin(shards: Shards, numbers: Sequence[int]) -> list[int]:
     """The shards that are missing; an earlier sweep's are removed if it was another."""
     if Record(shards.folder).read().get("key") != shards.key:
         shards.start_over()
-    return shards.missing()
+    return shards.missing(numbers)
 
 
 def _batch(

@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from stylex.attfind.attributes import Findings, find_attributes, in_class
-from stylex.attfind.class_effects import class_effects
+from stylex.attfind.class_effects import class_effects, effects_of
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
 from stylex.attfind.measuring import OnProgress, measure
 from stylex.attfind.names import with_names_of
 from stylex.attfind.pairs import find_pairs, save_pairs
-from stylex.attfind.shards import Record, Shards
+from stylex.attfind.screening import FEWEST_IMAGES, first_order_effects, stages, strongest, survivors
+from stylex.attfind.shards import Record, ScreenedShards, Shards
 from stylex.attfind.sweep import OnChanges
 from stylex.config import AttFindSettings
 from stylex.data import ImageSet
@@ -168,14 +172,14 @@ def search(
     """
     with _threads_kept():
         found = _discovered(run, model, images, settings, world)
+        settings = _resolved(settings, len(found.names), one_vs_one)
         folder = run.path / "effects"
         key = _key(model, found, settings)
-        shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
-        measure(
-            shards,
-            model,
-            found.space,
-            found.styles,
+        measured = partial(
+            measure,
+            model=model,
+            space=found.space,
+            styles=found.styles,
             shift=settings.shift,
             batch_size=settings.batch_size,
             memory=memory,
@@ -183,6 +187,11 @@ def search(
             on_progress=on_progress,
             on_changes=on_changes,
         )
+        if settings.sweep == "screened":
+            shards: Shards = _screened(folder, key, found, model, settings, run.config.seed, world, measured)
+        else:
+            shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
+            measured(shards)
     content: dict[str, Any] = {}
     if world.first:
         findings = _with_earlier_names(run, model, _selected(run, model, found, shards, settings))
@@ -194,6 +203,70 @@ def search(
             save_pairs(run, pairs, fingerprint(findings))
         content = findings.to_json()
     return Findings.from_json(world.share(content)[0])
+
+
+def _resolved(settings: AttFindSettings, images: int, one_vs_one: bool) -> AttFindSettings:
+    """Settings that say how the sweep is done: exact, or screened where that was asked for or is worth it.
+
+    Raises:
+        DataError: screening was asked for together with what needs every effect.
+    """
+    everything = "attributes from every class to every other" if one_vs_one else None
+    if settings.discriminator_filter is not None:
+        everything = "the discriminator's filter"
+    if settings.sweep == "auto":
+        screened = everything is None and images > FEWEST_IMAGES
+        return settings.model_copy(update={"sweep": "screened" if screened else "exact"})
+    if settings.sweep == "screened" and everything is not None:
+        raise DataError(f"{everything} needs the effects of all coordinates: search with --exact")
+    return settings
+
+
+def _screened(
+    folder: Path,
+    key: str,
+    found: Discovery,
+    model: Model,
+    settings: AttFindSettings,
+    seed: int,
+    world: World,
+    measured: Callable[..., None],
+) -> ScreenedShards:
+    """Measure stage after stage, each what the one before left open; see `screening`."""
+    before, activation = found.logits.numpy(), model.classifier.activation
+    plan = stages(before, activation, seed)
+    shards = ScreenedShards(folder, key, found.logits, found.space.size, settings.stored, plan)
+    open_ = shards.open_changes(0)
+    notes: list[dict[str, Any]] = []
+    for stage, end in enumerate(plan.ends):
+        if stage:
+            if world.first:
+                open_, sure = _left(shards, stage - 1, found, model, settings, seed)
+                notes.append({"images": plan.ends[stage - 1], "changes_left": int(open_.sum()), "sure": sure})
+                logger.info("%d of %d changes are left after %d images", open_.sum(), open_.size, end)
+            open_ = np.asarray(world.share(open_ if world.first else None)[0])
+            shards.open_changes(stage, open_)
+        measured(shards, numbers=shards.numbers(stage), wanted=torch.from_numpy(open_))
+    if world.first:
+        record = Record(folder)
+        record.write(record.read() | {"stages": notes})
+    return shards
+
+
+def _left(
+    shards: ScreenedShards, stage: int, found: Discovery, model: Model, settings: AttFindSettings, seed: int
+) -> tuple[npt.NDArray[np.bool_], float]:
+    """The changes that the next stage measures, and how sure it is that no other is selected."""
+    images, after = shards.measured(stage)
+    before, activation = found.logits.numpy(), model.classifier.activation
+    effects = effects_of(before[images], after, settings, activation)
+    open_ = shards.open_changes(stage)
+    left, sure = survivors(effects, before[images], open_, settings, activation, seed + stage)
+    if stage == 0:
+        slopes = first_order_effects(model, found.space, found.styles, activation, settings.shift)
+        if slopes is not None:
+            left |= strongest(slopes, before, activation)
+    return left, sure
 
 
 def _selected(
@@ -361,9 +434,15 @@ def load_logits(run: Run, model: Model, found: Discovery, settings: AttFindSetti
     """Logits after every single change, [N, 2, S, K], as the search of the run measured them.
 
     Raises:
-        RunError: they are not in the run (it was packed without them), or belong to another search; also when
-            a shard that is read turns out to be missing or damaged.
+        RunError: they are not in the run (it was packed without them), or belong to another search, or to a
+            screened one, which has not all of them; also when a shard that is read turns out to be missing or
+            damaged.
     """
+    if settings.sweep == "screened":
+        raise RunError(
+            f"{run.path}: its search was screened, so the effects of most coordinates were measured on some "
+            f"images only; 'stylex attfind {run.path} --exact' measures all"
+        )
     folder = run.path / "effects"
     recorded = Record(folder).read().get("key")
     for precision in dict.fromkeys((model.hardware.precision, "fp32", "bf16")):
@@ -390,4 +469,14 @@ def _key(model: Model, found: Discovery, settings: AttFindSettings, precision: s
         "batch_size": settings.batch_size,
         "stored": settings.stored,
     }
+    if settings.sweep == "screened":  # what is measured where hangs on what selection asks for
+        asked: tuple[str, ...] = (
+            "count",
+            "method",
+            "max_image_effect",
+            "independent_threshold",
+            "independent_min_share",
+        )
+        asked += ("unstable_threshold", "unstable_max_share", "effect")
+        parts["screened"] = {name: getattr(settings, name) for name in asked}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from stylex.attfind.screening import Stages
 from stylex.errors import CheckpointError, RunError
 from stylex.run import read_json, read_tensors, remove_partial_files, write_json, write_tensors
 
@@ -43,7 +47,7 @@ class Shards:
         """The number of files."""
         return -(-self.shape[0] // SHARD_IMAGES)
 
-    def images(self, number: int) -> range:
+    def images(self, number: int) -> Sequence[int]:
         """The images of one file."""
         return range(number * SHARD_IMAGES, min(self.shape[0], (number + 1) * SHARD_IMAGES))
 
@@ -56,35 +60,50 @@ class Shards:
         Raises:
             RunError: they cannot be written, or an effect is too large for fp16.
         """
-        images = self.images(number)
-        tensors = {"logits": logits}
+        write_tensors(self.file(number), self._stored(number, logits), self._header(number))
+
+    def _header(self, number: int) -> dict[str, Any]:
+        return {"key": self.key, "first": number * SHARD_IMAGES}
+
+    def _before(self, number: int) -> Tensor:
+        """Logits of the images of one file, [n, 1, 1, K]."""
+        return self.before[list(self.images(number)), None, None]
+
+    def _stored(self, number: int, logits: Tensor) -> dict[str, Tensor]:
         if self.stored == "fp16":
-            changes = (logits - self.before[images.start : images.stop, None, None]).half()
+            changes = (logits - self._before(number)).half()
             if bool(changes.isinf().any()):
                 raise RunError(
                     f"{self.file(number)}: an effect is larger than fp16 can hold; search with "
                     "--set stored=fp32"
                 )
-            tensors = {"changes": changes}
-        write_tensors(self.file(number), tensors, {"key": self.key, "first": images.start})
+            return {"changes": changes}
+        return {"logits": logits}
 
     def read(self, number: int) -> Tensor | None:
         """The logits of one file, [n, 2, S, K]; None: missing, damaged, or of another sweep."""
+        return self._read(number, self.shape[1:])
+
+    def _read(self, number: int, shape: tuple[int, ...]) -> Tensor | None:
         images = self.images(number)
         try:
             tensors, header = read_tensors(self.file(number))
         except CheckpointError:
             return None
         found = tensors.get("changes" if self.stored == "fp16" else "logits")
-        if header.get("key") != self.key or found is None or found.shape != (len(images), *self.shape[1:]):
+        expected = self._header(number)
+        if found is None or found.shape != (len(images), *shape):
+            return None
+        if any(header.get(key) != value for key, value in expected.items()):
             return None
         if self.stored == "fp16":
-            found = found.float() + self.before[images.start : images.stop, None, None]
+            found = found.float() + self._before(number).reshape(len(images), *[1] * (len(shape) - 1), -1)
         return found
 
-    def missing(self) -> list[int]:
+    def missing(self, numbers: Sequence[int] | None = None) -> list[int]:
         """Numbers of the files that are still to be measured; reads those that there are."""
-        return [number for number in range(len(self)) if self.read(number) is None]
+        asked = range(len(self)) if numbers is None else numbers
+        return [number for number in asked if self.read(number) is None]
 
     def __getitem__(self, block: slice) -> npt.NDArray[np.float32]:
         """Logits of consecutive images, `shards[start:stop]`.
@@ -95,18 +114,117 @@ class Shards:
         start, stop, _ = block.indices(self.shape[0])
         found = np.empty((max(0, stop - start), *self.shape[1:]), np.float32)
         for number in range(start // SHARD_IMAGES, -(-stop // SHARD_IMAGES) if stop > start else 0):
-            images = self.images(number)
-            first, last = max(start, images.start), min(stop, images.stop)
-            logits = self.read(number)
-            if logits is None:
-                raise RunError(f"{self.file(number)}: missing or damaged; the same search measures it again")
-            found[first - start : last - start] = logits[first - images.start : last - images.start]
+            begin = number * SHARD_IMAGES
+            first, last = max(start, begin), min(stop, begin + SHARD_IMAGES)
+            found[first - start : last - start] = self._there(number)[first - begin : last - begin]
         return found
+
+    def _there(self, number: int) -> Tensor:
+        logits = self.read(number)
+        if logits is None:
+            raise RunError(f"{self.file(number)}: missing or damaged; the same search measures it again")
+        return logits
 
     def start_over(self) -> None:
         """Remove what an earlier sweep left."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+class ScreenedShards(Shards):
+    """The files of a screened sweep (`screening`): each stage's images with the changes that it measures.
+
+    As an array it shows the changes of the last stage; all others have the unchanged logits.
+
+    Args:
+        plan: which images are measured in which stage.
+    """
+
+    def __init__(
+        self, folder: Path, key: str, before: Tensor, coordinates: int, stored: Stored, plan: Stages
+    ) -> None:
+        super().__init__(folder, key, before, coordinates, stored)
+        self.plan = plan
+        self._parts: list[tuple[int, tuple[int, ...]]] = []
+        for stage in range(len(plan.ends)):
+            images = plan.images(stage)
+            for first in range(0, len(images), SHARD_IMAGES):
+                self._parts.append((stage, images[first : first + SHARD_IMAGES]))
+        self._place = {
+            image: (number, row)
+            for number, (_, images) in enumerate(self._parts)
+            for row, image in enumerate(images)
+        }
+        self._open: list[npt.NDArray[np.bool_]] = [np.ones((2, coordinates), bool)]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def images(self, number: int) -> Sequence[int]:
+        return self._parts[number][1]
+
+    def numbers(self, stage: int) -> list[int]:
+        """The files of a stage."""
+        return [number for number, (found, _) in enumerate(self._parts) if found == stage]
+
+    def open_changes(self, stage: int, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
+        """The changes [2, S] that a stage measures; with `mask`, set so. The first stage measures all."""
+        if mask is not None:
+            self._open = [*self._open[:stage], mask]
+        return self._open[stage]
+
+    def file(self, number: int) -> Path:
+        return self.folder / f"stage-{self._parts[number][0]}-{number:06d}.safetensors"
+
+    def _changes(self, number: int) -> npt.NDArray[np.intp]:
+        """Flat numbers of the changes that a file holds."""
+        return np.flatnonzero(self._open[self._parts[number][0]].ravel())
+
+    def _header(self, number: int) -> dict[str, Any]:
+        held = hashlib.sha256(self._changes(number).astype(np.int64).tobytes()).hexdigest()
+        return {"key": self.key, "number": number, "changes": held}
+
+    def _stored(self, number: int, logits: Tensor) -> dict[str, Tensor]:
+        found = super()._stored(number, logits)
+        chosen = torch.from_numpy(self._changes(number))
+        return {name: value.flatten(1, 2)[:, chosen].contiguous() for name, value in found.items()}
+
+    def read(self, number: int) -> Tensor | None:
+        """The logits of one file, [n, 2, S, K], unchanged ones where nothing was measured; None: missing."""
+        chosen = self._changes(number)
+        found = self._read(number, (len(chosen), self.shape[3]))
+        if found is None:
+            return None
+        whole = self._before(number).repeat(1, *self.shape[1:3], 1)
+        whole.flatten(1, 2)[:, torch.from_numpy(chosen)] = found
+        return whole
+
+    def measured(self, stage: int) -> tuple[list[int], npt.NDArray[np.float32]]:
+        """Images up to and with a stage, and their logits [n, 2, S, K] for the changes that it measures.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
+        numbers = [number for number in range(len(self)) if self._parts[number][0] <= stage]
+        images = [image for number in numbers for image in self.images(number)]
+        return images, self._only(torch.cat([self._there(number) for number in numbers]), images, stage)
+
+    def _only(self, logits: Tensor, images: Sequence[int], stage: int) -> npt.NDArray[np.float32]:
+        closed = torch.from_numpy(~self._open[stage])
+        unchanged = self.before[list(images), None, None]
+        found: npt.NDArray[np.float32] = torch.where(closed[None, :, :, None], unchanged, logits).numpy()
+        return found
+
+    def __getitem__(self, block: slice) -> npt.NDArray[np.float32]:
+        start, stop, _ = block.indices(self.shape[0])
+        images = range(start, max(start, stop))
+        rows: dict[int, Tensor] = {}
+        for number in sorted({self._place[image][0] for image in images}):
+            logits = self._there(number)
+            rows |= {image: logits[row] for row, image in enumerate(self.images(number)) if image in images}
+        if not rows:
+            return np.empty((0, *self.shape[1:]), np.float32)
+        return self._only(torch.stack([rows[image] for image in images]), images, len(self._open) - 1)
 
 
 class Record:

@@ -36,6 +36,7 @@ def sweep(
     batch_size: int = BATCH_SIZE,
     on_image: OnImages | None = None,
     on_changes: OnChanges | None = None,
+    wanted: Tensor | None = None,
 ) -> Tensor:
     """Logits after every single change: styles [N, T] → [N, 2, S, K], float32 on the CPU.
 
@@ -53,12 +54,13 @@ def sweep(
         batch_size: changed images synthesised and classified at once; memory, not the result, depends on it.
         on_image: called after every image.
         on_changes: called after every batch; the counts of an image add up to 2·S.
+        wanted: mask [2, S] of the changes to measure; the others take the unchanged logits.
     """
     classes = len(model.class_names)
     results = torch.empty(len(styles), 2, space.size, classes)
     for number in range(len(styles)):
         style = styles[number : number + 1].to(model.hardware.device)
-        results[number] = sweep_image(model, space, style, shift, batch_size, on_changes).cpu()
+        results[number] = sweep_image(model, space, style, shift, batch_size, on_changes, wanted).cpu()
         if on_image is not None:
             on_image(number + 1, len(styles))
     return results
@@ -86,7 +88,7 @@ def sweep_image(
     targets = values + shift * (ends - values)
     moves = (ends != values) & (shift != 0)
     if wanted is not None:
-        moves &= wanted
+        moves &= wanted.to(moves.device)
     if not isinstance(synthesis, Synthesis):  # some other differentiable drawing: nothing of it is known
         return _sweep_unknown(model, space, style, targets, moves, results, batch_size, on_changes)
     folded = FoldedSynthesis(synthesis, style, model.noise)
@@ -98,7 +100,8 @@ def sweep_image(
         channels, directions = moves[:, window].T.nonzero(as_tuple=True)  # both ends of a channel in turn
         layer = folded.layer(number) if len(channels) else None
         reference: Tensor | None = None
-        for part in _parts(len(channels), 2 * place.channels, batch_size):
+        most = 2 * place.channels if wanted is None else int(wanted[:, window].sum())
+        for part in _parts(len(channels), most, batch_size):
             assert layer is not None
             # The unchanged image leads, and fills up: of one shape of batches, kernels are built once.
             rows = slice(part.lead, part.lead + part.count)

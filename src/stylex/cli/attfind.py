@@ -35,6 +35,13 @@ def attfind(
     one_vs_one: Annotated[
         bool, typer.Option("--one-vs-one", help="Also attributes from every class to every other.")
     ] = False,
+    exact: Annotated[
+        bool | None,
+        typer.Option(
+            "--exact/--screened",
+            help="Measure every change on every image, or most changes on some images only.",
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Changed images synthesised at once.")] = None,
     memory: Annotated[
         str | None,
@@ -50,7 +57,8 @@ def attfind(
     from stylex.attfind.batches import parse_memory
 
     run = Run.open(path)
-    given = {"images_per_class": images, "method": method, "batch_size": batch_size}
+    sweep = None if exact is None else "exact" if exact else "screened"
+    given = {"images_per_class": images, "method": method, "batch_size": batch_size, "sweep": sweep}
     settings = run.config.attfind.model_dump() | {
         key: value for key, value in given.items() if value is not None
     }
