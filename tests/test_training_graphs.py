@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,29 +16,6 @@ from stylex.training.graphs import WARM_UP, Graph, Programs
 from stylex.training.loop import Trainer, can_record
 
 
-class InOrder:
-    """Gives the places of recorded draws again, or reserves them, with numbers that can be worked with."""
-
-    def __init__(self, source: Any) -> None:
-        self.places = iter(source) if isinstance(source, list) else None
-        self.source = source
-
-    def _next(self, kind: str, *shape: int) -> Tensor:
-        if self.places is not None:
-            return next(self.places)
-        place: Tensor = getattr(self.source, kind)(*shape)
-        return place.zero_()
-
-    def normal(self, *shape: int) -> Tensor:
-        return self._next("normal", *shape)
-
-    def uniform(self, *shape: int) -> Tensor:
-        return self._next("uniform", *shape)
-
-    def permutation(self, count: int) -> Tensor:
-        return self._next("permutation", count)
-
-
 class Again:
     """A graph without CUDA: does the work anew and copies what it gives to where it lay at first.
 
@@ -50,16 +26,12 @@ class Again:
         self.work, self.trainer = work, trainer
         batch = work.args[1]  # type: ignore[attr-defined]
         self.batch = batch
-        self.draws = batch.random
-        first = len(self.draws._drawn)
+        self.first = batch.random._next
         self.before = dict(vars(batch)) | {"statistics": dict(batch.statistics)}
-        batch.random = InOrder(self.draws)
         changed = [trainer.loss.path_length_mean]
         changed += [buffer for part in trainer.state.networks.parts().values() for buffer in part.buffers()]
         kept = [each.clone() for each in changed]
         work()
-        self.places = [place for _, _, place in self.draws._drawn[first:]]
-        batch.random = self.draws
         self.after = dict(vars(batch)) | {"statistics": dict(batch.statistics)}
         self.gradients = self._gradients()
         # Recording computes nothing: what was changed on the way is put back, what was found is spoiled.
@@ -76,7 +48,7 @@ class Again:
         for parameter in self.gradients:
             parameter.grad = None
         vars(self.batch).update(self.before | {"statistics": dict(self.before["statistics"])})
-        self.batch.random = InOrder(self.places)
+        self.batch.random._next = self.first
         self.work()
         fresh = dict(vars(self.batch))
         for name, place in self.after.items():

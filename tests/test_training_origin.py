@@ -103,3 +103,22 @@ def test_a_start_that_was_interrupted_is_a_half_written_run(
         create_run(tmp_path / "new", config, pictures(), problems.classifier(), problems.HARDWARE, origin)
     with pytest.raises(RunError, match="half-written run"):
         Run.open(tmp_path / "new")
+
+
+def test_evidence_of_another_classifier_is_found_anew(tmp_path: Path) -> None:
+    told = ["network.condition=evidence", "network.evidence_components=3", "training.evidence_kimg=0.1"]
+    run = problems.make_run(tmp_path / "run", "fast", told)
+    problems.train_on(run)
+    started = read_origin(run.path)
+    config = Request(data="d", classifier="c", origin=started).settings(tmp_path / "new")
+    other = problems.classifier(seed=5, class_names=("a", "b", "c"))
+    run = create_run(tmp_path / "new", config, pictures(), other, problems.HARDWARE, started)
+    tensors = read_tensors(run.newest_checkpoint()[2])[0]  # type: ignore[index]
+    kept, found = "encoder/hidden.weight", tensors["network/encoder/hidden.weight"]
+    assert torch.equal(started.tensors[kept], found)
+    maps = tensors["network/encoder/evidence.head"]
+    assert maps.shape[0] == 3
+    assert bool((maps != 0).any())
+    assert torch.equal(maps, tensors["average/encoder/evidence.head"])
+    columns = tensors["network/generator/affine_weight"][:, -3:]
+    assert not torch.equal(columns, started.tensors["generator/affine_weight"][:, -3:])

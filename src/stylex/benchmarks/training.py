@@ -166,6 +166,8 @@ def bench_training(
         found = interleaved(
             works, hardware, rounds, None if on_progress is None else lambda done: on_progress(done, rounds)
         )
+        for trainer in (broad, fast):
+            trainer.programs = None  # what is replayed is not seen operation by operation
         with FlopCounter() as counter:
             steps["wide"].run(0, 16)
         places = shares(lambda: steps["fast"].run(0, 16))

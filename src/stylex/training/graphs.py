@@ -34,32 +34,60 @@ Capture = Callable[[Callable[[], None]], Graph]
 """Records what a function does, which it may or may not do by that."""
 
 
-class _Reserved:
-    """Draws while recording: each is a tensor that is filled before each replay."""
+@dataclass
+class Noted:
+    """Passes a step's draws on, and notes which they are."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._drawn: list[tuple[str, tuple[int, ...], Tensor]] = []
-
-    def _reserve(self, kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        place = torch.empty(shape, dtype=dtype, device=self._device)
-        self._drawn.append((kind, shape, place))
-        return place
+    random: Draws
+    kinds: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
 
     def normal(self, count: int, *shape: int) -> Tensor:
-        return self._reserve("normal", (count, *shape), torch.float32)
+        self.kinds.append(("normal", (count, *shape)))
+        return self.random.normal(count, *shape)
 
     def uniform(self, count: int, *shape: int) -> Tensor:
-        return self._reserve("uniform", (count, *shape), torch.float32)
+        self.kinds.append(("uniform", (count, *shape)))
+        return self.random.uniform(count, *shape)
 
     def permutation(self, count: int) -> Tensor:
-        return self._reserve("permutation", (count,), torch.int64)
+        self.kinds.append(("permutation", (count,)))
+        return self.random.permutation(count)
 
-    def fill(self, first: int, random: Draws) -> int:
-        """Draw what was reserved from number `first` on; returns how many there are now."""
-        for kind, shape, place in self._drawn[first:]:
+
+class Places:
+    """Gives out fixed tensors in place of a step's draws, in their order; they are filled before each replay.
+
+    They exist before anything is recorded: memory that is taken while recording may have served an earlier
+    operation of the same graph, which then writes there again in every replay.
+    """
+
+    def __init__(self, noted: Noted, device: torch.device) -> None:
+        self._kinds = list(noted.kinds)
+        self._places = [
+            torch.zeros(shape, dtype=torch.int64 if kind == "permutation" else torch.float32, device=device)
+            for kind, shape in self._kinds
+        ]
+        self._next = 0
+
+    def _give(self, kind: str, *shape: int) -> Tensor:
+        if self._next == len(self._kinds) or self._kinds[self._next] != (kind, shape):
+            raise RuntimeError(f"draw {self._next} of a recorded step is {kind}{shape}, as it was not before")
+        self._next += 1
+        return self._places[self._next - 1]
+
+    def normal(self, count: int, *shape: int) -> Tensor:
+        return self._give("normal", count, *shape)
+
+    def uniform(self, count: int, *shape: int) -> Tensor:
+        return self._give("uniform", count, *shape)
+
+    def permutation(self, count: int) -> Tensor:
+        return self._give("permutation", count)
+
+    def fill(self, random: Draws) -> None:
+        """Draw all of them."""
+        for (kind, shape), place in zip(self._kinds, self._places, strict=True):
             place.copy_(getattr(random, kind)(*shape))
-        return len(self._drawn)
 
 
 @dataclass
@@ -75,19 +103,16 @@ class Program:
     """The phases of one kind of step, recorded on one batch whose tensors stay where they are."""
 
     batch: Batch
-    draws: _Reserved
+    draws: Places
     capture: Capture
     recorded: dict[str, _Recorded] = field(default_factory=dict)
-    filled: int = 0
-    random: Draws | None = None
 
     def load(self, images: Tensor, random: Draws, adversarial_share: float) -> None:
         """Take the next step's images, random numbers and adversarial weight."""
         self.batch.images.copy_(images)
         assert isinstance(self.batch.adversarial_share, Tensor)
         self.batch.adversarial_share.fill_(adversarial_share)
-        self.random = random
-        self.filled = self.draws.fill(0, random)
+        self.draws.fill(random)
 
     def run(self, phase: Phase, work: Callable[[], None], parameters: Iterable[nn.Parameter]) -> None:
         """Do `work`, the phase's forward and backward on this batch, recording it if that was not done yet.
@@ -99,8 +124,6 @@ class Program:
             graph = self.capture(work)
             gradients = [(each, each.grad) for each in parameters if each.grad is not None]
             found = self.recorded[phase.name] = _Recorded(graph, gradients)
-            assert self.random is not None
-            self.filled = self.draws.fill(self.filled, self.random)
         found.graph.replay()
         for parameter, gradient in found.gradients:
             parameter.grad = gradient
@@ -127,6 +150,7 @@ class Programs:
         self._device = device
         self._capture = capture or CudaCapture()
         self._seen: dict[Key, int] = {}
+        self._noted: dict[Key, Noted] = {}
         self._programs: dict[Key, Program] = {}
 
     def program(self, batch: Batch, due: Iterable[Phase], path_length_kind: str) -> Program | None:
@@ -135,9 +159,10 @@ class Programs:
         key = (batch.kind, path_length_kind, batch.judged, tuple(phase.name for phase in due))
         seen = self._seen[key] = self._seen.get(key, 0) + 1
         if seen <= WARM_UP:
+            batch.random = self._noted[key] = Noted(batch.random)
             return None
         if key not in self._programs:
-            draws = _Reserved(self._device)
+            draws = Places(self._noted[key], self._device)
             share = torch.zeros((), device=self._device)
             fixed = Batch(torch.empty_like(batch.images), batch.kind, draws, batch.step, share, batch.judged)
             self._programs[key] = Program(fixed, draws, self._capture)

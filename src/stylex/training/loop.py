@@ -198,7 +198,7 @@ class Trainer:
         header: dict[str, Any] = {}
         if found is None:
             self._fit_components()
-            self._fit_evidence()
+            self.fit_evidence()
         self.world.wait()  # until all have read, before anything is renamed
         if found is not None:
             tensors, header, file = found
@@ -236,7 +236,8 @@ class Trainer:
                 "the encoder's %d components hold %.2f %% of the variance", encoder.components, 100 * held
             )
 
-    def _fit_evidence(self) -> None:
+    def fit_evidence(self) -> None:
+        """Find the components of the classifier's evidence, where the recipe's condition is made of them."""
         encoder = self.state.networks.encoder
         if encoder is None or encoder.evidence is None:
             return

@@ -95,6 +95,7 @@ def write_start(
     )
     state = trainer.state
     adopt(state.networks, origin, len(origin.header["class_names"]), sums_to_one=sums_to_one)
+    trainer.fit_evidence()
     for name, average in state.averages.items():
         average.load_state_dict(state.networks.parts()[name].state_dict())
     _measure_path_length(trainer, images)
@@ -108,6 +109,7 @@ def adopt(networks: Networks, origin: Origin, classes: int, *, sums_to_one: bool
     weights that the networks have: the columns of the affine layers and the discriminator's outputs for the
     classes. Where the condition sums to one, fresh columns lie around the mean of the old ones, which acts on
     the styles like a bias; the other columns keep their effect though the layers' gain follows their width.
+    Evidence is that of another classifier: nothing of it is taken over, nor of what reads it.
 
     Raises:
         CheckpointError: a tensor is missing or of another shape.
@@ -116,12 +118,17 @@ def adopt(networks: Networks, origin: Origin, classes: int, *, sums_to_one: bool
         found = section(origin.tensors, f"{name}/")
         own = part.state_dict()
         features = networks.generator.condition_features
-        if name == "generator" and 0 < features != classes:
+        evidence = networks.encoder is not None and networks.encoder.evidence is not None
+        before = features if evidence else classes
+        afresh = features > 0 and (evidence or features != classes)
+        if name == "encoder":
+            found |= {key: value for key, value in own.items() if key.startswith("evidence.")}
+        if name == "generator" and afresh:
             key = "affine_weight"
-            found[key] = _affine_columns(found[key], own[key], classes, features, sums_to_one)
-        if name == "discriminator" and features and features != classes:
+            found[key] = _affine_columns(found[key], own[key], before, features, sums_to_one)
+        if name == "discriminator" and afresh:
             for key in ("output.weight", "output.bias"):
-                kept = len(found[key]) - classes  # D₀, which judges without the classes, where there is one
+                kept = len(found[key]) - before  # D₀, which judges without the classes, where there is one
                 if kept >= 0 and len(own[key]) > 1:
                     found[key] = torch.cat([found[key][:kept], own[key][kept:].to(found[key])])
         try:
