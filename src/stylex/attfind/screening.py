@@ -31,10 +31,13 @@ GROWTH = 4
 """How many times as many images the next stage has; the last has all."""
 
 REPLICATES = 200
-"""Selections from resampled images whose choices stay, and as many more that show what they miss."""
+"""Selections from resampled images whose choices stay, and as many fresh ones that show what they miss."""
 
 CONFIDENCE = 0.99
-"""Share of the second half of replicates whose whole selection must be among what stays."""
+"""Share of the fresh replicates whose whole selection must be among what stays; else theirs stays too."""
+
+ROUNDS = 5
+"""How often fresh replicates are drawn at most: where hundreds of coordinates do as little, none is sure."""
 
 SPARE = 1.5
 """Times the number of attributes wanted, taken of each replicate: weak ones change places."""
@@ -123,13 +126,17 @@ def survivors(
         ]
         for choice in drawn:
             kept[choice] = True
-        within = []
-        for _ in range(REPLICATES):
-            choice = _chosen(narrow, target, settings, random.choice(images, len(images)))
-            within.append(bool(kept[choice].all()))
-            if np.mean(within) < CONFIDENCE:
+        for _ in range(ROUNDS):
+            fresh = [
+                _chosen(narrow, target, settings, random.choice(images, len(images)))
+                for _ in range(REPLICATES)
+            ]
+            within = float(np.mean([kept[choice].all() for choice in fresh]))
+            if within >= CONFIDENCE:
+                break
+            for choice in fresh:
                 kept[choice] = True
-        sure = min(sure, float(np.mean(within)))
+        sure = min(sure, within)
     mask = np.zeros(open_.shape, bool)
     mask[:, coordinates[kept]] = True
     return mask & open_, sure
