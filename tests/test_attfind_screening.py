@@ -30,7 +30,7 @@ from stylex.data.images import ImageSet
 from stylex.errors import DataError, RunError
 from stylex.run import Run
 
-SETTINGS = problems.everything(images_per_class=40, sweep="screened")
+SETTINGS = problems.everything(images_per_class=40, sweep="screened", batch_size=8)
 """80 images: 16 in the first stage, 64 in the second."""
 
 
