@@ -40,6 +40,7 @@ TINY = (
     "loss.adversarial_start_kimg=0",
     "loss.adversarial_ramp_kimg=0",
     "training.batch_size=4",
+    "training.evidence_kimg=0.1",
     "training.log_kimg=0.008",
     "training.sample_kimg=0.02",
     "training.checkpoint_kimg=0.016",

@@ -64,7 +64,9 @@ class NetworkSettings(Settings):
         description="what the generator is told of an image's class; evidence: independent components of "
         "what speaks for it, place by place",
     )
-    evidence_components: int = Field(8, ge=1, description="at most so many, with condition: evidence")
+    evidence_components: int | None = Field(
+        None, ge=1, description="at most so many, with condition: evidence; null: four for each class"
+    )
     discriminator: Literal["plain", "classes", "real+classes"] = Field(
         "classes", description="one score; Σ cₖDₖ(x); or D₀(x) + Σ cₖDₖ(x), c the condition"
     )

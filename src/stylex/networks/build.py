@@ -40,7 +40,8 @@ def build(recipe: Recipe, resolution: int, classes: int, seed: int = 0) -> Netwo
     Weights depend on the seed alone; the global random state is left as it was.
     """
     settings = recipe.network
-    condition = {"none": 0, "evidence": settings.evidence_components}.get(settings.condition, classes)
+    components = settings.evidence_components or 4 * classes
+    condition = {"none": 0, "evidence": components}.get(settings.condition, classes)
     outputs = {"plain": 1, "classes": condition, "real+classes": condition + 1}[settings.discriminator]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
