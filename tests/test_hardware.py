@@ -112,3 +112,19 @@ def test_place_sets_format_and_layout_of_every_part() -> None:
     assert all(weight.dtype == torch.float32 for weight in weights)
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     assert encoder(torch.zeros(1, 3, 8, 8)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("3", 3), ("", None), ("0", None), ("many", None), (None, None)]
+)
+def test_threads_that_the_environment_asks_for(
+    said: str | None, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two programs that share a machine's cores must not each take all of them and wait for each other."""
+    if said is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert hardware.asked_threads() == threads
+    assert choose("cpu", "fp32").threads == (threads or usable_cores())
+    assert choose("cpu", "fp32", 1).threads == 1

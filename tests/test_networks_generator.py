@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from stylex.config import load_recipe
 from stylex.networks import Discriminator, Encoder, Generator, Synthesis, build
+from stylex.networks.generator import Noise
 
 CHANNELS = {4: 6, 8: 5, 16: 4}
 
@@ -154,3 +155,12 @@ def test_synthesis_starts_at_its_constant() -> None:
     state = synthesis.start(3)
     assert state.image is None
     assert torch.equal(state.features, synthesis.constant.expand(3, -1, -1, -1))
+
+
+@pytest.mark.parametrize("noise", ["random", "fixed", "none"])
+def test_features_stay_channels_last(noise: Noise) -> None:
+    """One map in another layout, and all that follows on a CPU takes several times as long."""
+    generator = small_generator().to(memory_format=torch.channels_last)
+    styles = generator.styles(torch.randn(3, generator.affine_weight.shape[1]))
+    for state in generator.synthesis.states(styles, noise):
+        assert state.features.is_contiguous(memory_format=torch.channels_last), state.layer

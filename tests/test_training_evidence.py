@@ -17,7 +17,8 @@ from stylex.data.images import ImageSet
 from stylex.errors import ConfigError, DataError
 from stylex.hardware import choose
 from stylex.networks.evidence import DEVIATION, MAP_SIZE, Evidence, halvings
-from stylex.training.evidence import EvidenceFit, fit_evidence
+from stylex.run import read_json
+from stylex.training.evidence import FAIR, EvidenceFit, fit_evidence
 from stylex.training.randomness import StepRandom
 
 CPU = choose("cpu", "fp32", 1)
@@ -178,6 +179,9 @@ def test_the_condition_is_the_evidence_and_gets_a_loss(tmp_path: Path) -> None:
     assert encoder.evidence.used > 0
     average = trainer.state.averages["encoder"]
     assert torch.equal(average.evidence.unmixing, encoder.evidence.unmixing)
+    told_of = EvidenceFit.from_json(read_json(trainer.run.evidence_file))
+    assert len(told_of.shares) == encoder.evidence.used
+    assert ("compare with" in str(told_of)) == (told_of.explained < FAIR)
     before = {key: value.clone() for key, value in encoder.evidence.state_dict().items()}
     statistics = trainer.step() | trainer.step()
     assert {"encode/evidence", "swap/evidence"} <= set(statistics)

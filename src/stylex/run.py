@@ -308,6 +308,11 @@ class Run:
         return (self.path / "images").is_dir()
 
     @property
+    def evidence_file(self) -> Path:
+        """How well local evidence accounts for the classifier, where the recipe's condition is made of it."""
+        return self.path / "evidence.json"
+
+    @property
     def judge_file(self) -> Path:
         """An independently trained classifier of the same classes, to confirm flips or not; optional."""
         return self.path / "judge.safetensors"

@@ -227,21 +227,27 @@ def _stand_in(explained: Classifier, config: RunConfig, data: str) -> Classifier
 
 
 def _report(out: Path, done: TrainingResult, as_json: bool) -> None:
+    from stylex.run import read_json
+    from stylex.training.evidence import EvidenceFit
+
     if not (out / "model.safetensors").exists():
         raise RunError(f"{out}: training ended without a model file")
+    file = Run.open(out).evidence_file
+    evidence = EvidenceFit.from_json(read_json(file)) if file.exists() else None
     content = {
         "run": str(out),
         "step": done.step,
         "images": done.images,
         "seconds": done.seconds,
         "statistics": done.statistics,
+        "evidence": None if evidence is None else evidence.to_json(),
     }
-    result(
-        as_json,
-        content,
+    lines = [] if evidence is None else [str(evidence)]
+    lines.append(
         f"{out}: {done.images / 1000:.0f} kimg in {done.step} steps and {done.seconds / 60:.0f} min; "
-        f"next: stylex attfind {out}",
+        f"next: stylex attfind {out}"
     )
+    result(as_json, content, "\n".join(lines))
 
 
 def _estimate(

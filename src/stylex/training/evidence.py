@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ SPARSITY = 1e-3
 HELD = 0.98
 """Share of the student's variance that the components must hold; no more are taken than that needs."""
 
+FAIR = 0.8
+"""Share of the log-odds' variance below which people are told."""
+
 MOST_MAPS = 20_000
 """Images whose maps components are taken of."""
 
@@ -52,10 +56,25 @@ class EvidenceFit:
 
     def __str__(self) -> str:
         shares = ", ".join(f"{share:.2f}" for share in self.shares)
-        return (
+        words = (
             f"local evidence accounts for {100 * self.explained:.1f} % of the classifier's log-odds; "
             f"{len(self.shares)} components, their shares {shares}"
         )
+        if self.explained < FAIR:
+            words += (
+                "; the components can change only what it accounts for: compare with "
+                "--set network.condition=probabilities --set loss.evidence=0"
+            )
+        return words
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as evidence.json holds them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> EvidenceFit:
+        """The inverse of `to_json`."""
+        return cls(content["explained"], content["held"], tuple(content["shares"]))
 
 
 def fit_evidence(

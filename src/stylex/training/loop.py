@@ -26,7 +26,7 @@ from stylex.hardware import Hardware, place
 from stylex.networks import build
 from stylex.parallel import ALONE, World, check_shares
 from stylex.perceptual import load_perceptual
-from stylex.run import Run, checksum, remove_partial_files
+from stylex.run import Run, checksum, remove_partial_files, write_json
 from stylex.training.checkpoint import (
     TrainingState,
     check_same_run,
@@ -35,7 +35,7 @@ from stylex.training.checkpoint import (
     save_model,
 )
 from stylex.training.components import fit_components
-from stylex.training.evidence import fit_evidence
+from stylex.training.evidence import FAIR, fit_evidence
 from stylex.training.graphs import Program, Programs
 from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
@@ -250,7 +250,8 @@ class Trainer:
         average = self.state.averages["encoder"]
         average.load_state_dict(encoder.state_dict())
         if self.world.first:
-            log.info("%s", fit)
+            write_json(self.run.evidence_file, fit.to_json())
+            log.log(logging.WARNING if fit.explained < FAIR else logging.INFO, "%s", fit)
 
     def _check_same_start(self) -> None:
         """All processes hold the same numbers, or would drift apart: averaged gradients go to each."""
