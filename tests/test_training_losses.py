@@ -135,7 +135,10 @@ def linear_loss(recipe: Recipe, discriminator: nn.Module, logits: Tensor, **part
 @pytest.mark.parametrize(("kind", "outputs"), [("plain", 1), ("classes", 2), ("real+classes", 3)])
 def test_r1_of_a_linear_discriminator(kind: str, outputs: int) -> None:
     """∇ₓ Σ wₖaₖ·x = Σ wₖaₖ, so the penalty is γ/2 · mean ‖Σ wₖaₖ‖², times the interval."""
-    recipe = problems.recipe("fast", [f"network.discriminator={kind}", "loss.r1=6", "loss.r1_interval=5"])
+    recipe = problems.recipe(
+        "fast",
+        [*problems.BY_CLASS, f"network.discriminator={kind}", "loss.r1=6", "loss.r1_interval=5"],
+    )
     discriminator, logits = Linear(outputs), torch.randn(3, 2)
     loss = linear_loss(recipe, discriminator, logits)
     batch = Batch(torch.randn(3, 3, 4, 4), "encode", fresh_random())
@@ -198,6 +201,7 @@ def test_path_length_of_a_linear_generator(condition: str) -> None:
         "fast",
         [
             f"network.condition={condition}",
+            "loss.evidence=0",
             "network.discriminator=plain",
             "loss.path_length=3",
             "loss.path_length_batch_shrink=2",
@@ -224,7 +228,7 @@ def test_path_length_of_a_linear_generator(condition: str) -> None:
 
 
 def test_adversarial_losses_are_non_saturating_logistic() -> None:
-    recipe = problems.recipe("fast", ["loss.adversarial=0.5"])
+    recipe = problems.recipe("fast", [*problems.BY_CLASS, "loss.adversarial=0.5"])
     discriminator, logits = Linear(3), torch.randn(4, 2)
     loss = linear_loss(recipe, discriminator, logits)
     condition = logits.softmax(dim=1)
@@ -267,7 +271,12 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
                 share = random.uniform(4, 1)
                 w = share * w + (1 - share) * w[random.permutation(4)]
                 target = target[random.permutation(4)]
-            p, q = target.softmax(1), classifier(batch.fake).softmax(1)
+            told_evidence = trainer.recipe.network.condition == "evidence"
+            known = slice(None, None, 2 if kind == "swap" and told_evidence else 1)
+            p, q = target.softmax(1)[known], classifier(batch.fake).softmax(1)[known]
+            if told_evidence:
+                assert scored is not None
+                values["evidence"] = (networks.encoder.told(batch.fake) - scored).square().mean() / 0.25
             values["kl"] = torch.from_numpy(rel_entr(p.numpy(), q.numpy())).sum(dim=1).mean()
             again = networks.encoder(batch.fake) - networks.encoder.project(batch.fake)
             values["latent_l1"] = (again - w).abs().mean()
@@ -289,19 +298,23 @@ def test_generator_loss_of_fast_is_the_weighted_sum_of_its_terms(tmp_path: Path,
     assert bool((encoder.component_weight != 0).any())
     total, terms, batch = term_by_term(trainer, kind)
     assert total == pytest.approx(sum(terms.values()), rel=1e-4)
-    assert set(terms) == {"adversarial", "kl", "latent_l1"} | (
+    assert set(terms) == {"adversarial", "kl", "latent_l1", "evidence"} | (
         {"l1", "l2", "perceptual"} if kind == "encode" else set()
     )
     assert min(terms.values()) > 0.001
-    classes = trainer.classifier.probabilities(trainer.classifier(batch.images))
+    evidence = encoder.told(batch.images)
     assert batch.condition is not None
     if kind == "encode":
-        torch.testing.assert_close(batch.condition, classes)
+        torch.testing.assert_close(batch.condition, evidence)
     else:
-        order = fresh_random()
-        order.uniform(4, 1)
-        order.permutation(4)
-        torch.testing.assert_close(batch.condition, classes[order.permutation(4)])
+        # Of every second image all components are another's; of the rest each is one of two others'.
+        draws = fresh_random()
+        draws.uniform(4, 1)
+        draws.permutation(4)
+        first, second = evidence[draws.permutation(4)], evidence[draws.permutation(4)]
+        mixed = torch.where(draws.uniform(*evidence.shape) < 0.5, first, second)
+        mixed[::2] = first[::2]
+        torch.testing.assert_close(batch.condition, mixed)
 
 
 def test_on_z_steps_there_is_the_adversarial_loss_alone(tmp_path: Path) -> None:
@@ -442,7 +455,8 @@ def test_path_length_takes_the_kinds_in_turn(tmp_path: Path) -> None:
 
 def test_path_length_of_swapped_images_has_their_conditions(tmp_path: Path) -> None:
     """As in the generator's own phase: those of other images."""
-    trainer = problems.make_trainer(tmp_path / "run", "fast", ["loss.path_length_batch_shrink=1"])
+    settings = [*problems.BY_CLASS, "loss.path_length_batch_shrink=1"]
+    trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
     seen = []
     original = trainer.loss._synthesise
 
@@ -580,7 +594,7 @@ def test_sparsity_starts_ramps_and_follows_the_rate(
     tmp_path: Path, images: int, expected: float | None
 ) -> None:
     """Threshold 1, half the learning rate: from 1,000 images on, in full after 1,000 more."""
-    settings = ["sparsity.threshold=1", "sparsity.start_kimg=1", "sparsity.ramp_kimg=1"]
+    settings = [*problems.BY_CLASS, "sparsity.threshold=1", "sparsity.start_kimg=1", "sparsity.ramp_kimg=1"]
     trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
     weight = trainer.state.networks.generator.affine_weight
     before = weight.detach().clone()
@@ -599,6 +613,7 @@ def test_sparsity_starts_ramps_and_follows_the_rate(
 @pytest.mark.parametrize("alone", [True, False])
 def test_the_dependence_on_the_latents_is_thinned_out_by_itself(tmp_path: Path, alone: bool) -> None:
     settings = ["sparsity.latent_threshold=0.8", "sparsity.start_kimg=0", "sparsity.ramp_kimg=0"]
+    settings += problems.BY_CLASS
     settings.append(f"sparsity.threshold={0 if alone else 0.5}")
     trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
     weight = trainer.state.networks.generator.affine_weight

@@ -134,7 +134,7 @@ def test_joined_gradients_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(loop, "update", note)
     generator, path_length = trainer.phases[:2]
     for joined in ([generator], [generator, path_length]):
-        trainer._update(joined, [trainer._batch(part) for part in range(2)], 1.0)
+        trainer._update(joined, [trainer._batch(part) for part in range(2)], 1.0, None)
     alone, together = seen
     more = [float((b - a).abs().max()) for a, b in zip(alone, together, strict=True)]
     assert max(more) > 0

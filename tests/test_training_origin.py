@@ -25,7 +25,7 @@ def pictures() -> Dataset:
 
 @pytest.fixture
 def origin(tmp_path: Path) -> Origin:
-    models.save_tiny_run(tmp_path / "old", models.tiny_model(), "pictures")
+    models.save_tiny_run(tmp_path / "old", models.tiny_model("fast", problems.BY_CLASS), "pictures")
     return read_origin(tmp_path / "old")
 
 

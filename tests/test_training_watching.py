@@ -175,11 +175,17 @@ def test_a_grid_puts_rows_below_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("fast", 4), ("study", 4), ("stylex", 5), ("vdv", 5), ("stylegan2", 2)]
+    ("name", "rows"), [("fast", 3), ("study", 4), ("stylex", 5), ("vdv", 5), ("stylegan2", 2)]
 )
 def test_a_sample_grid_shows_what_the_recipe_has(tmp_path: Path, name: str, rows: int) -> None:
-    """Images, reconstructions and one row a class with an encoder; one row more with a mapping network."""
+    """Images, reconstructions and, with an encoder, one row a class, or a component of evidence in use.
+
+    One row more with a mapping network.
+    """
     trainer = problems.make_trainer(tmp_path / "run", name)
+    if name == "fast":
+        evidence: Any = trainer.state.averages["encoder"].evidence
+        evidence.unmixing[:1] = 1.0  # one component in use
     trainer.state.images = 12_345
     save_samples(trainer.run, trainer.watch, trainer.classifier, trainer.state, problems.HARDWARE)
     with Image.open(trainer.run.path / "samples" / "000012.png") as picture:
@@ -189,7 +195,7 @@ def test_a_sample_grid_shows_what_the_recipe_has(tmp_path: Path, name: str, rows
 
 
 def test_rows_of_classes_differ_in_the_condition_alone(tmp_path: Path) -> None:
-    trainer = problems.make_trainer(tmp_path / "run", "fast")
+    trainer = problems.make_trainer(tmp_path / "run", "fast", problems.BY_CLASS)
     generator = trainer.state.averages["generator"]
     generator.affine_weight.data[:, -2:] = 0.0  # type: ignore[union-attr, operator]
     save_samples(trainer.run, trainer.watch, trainer.classifier, trainer.state, problems.HARDWARE)

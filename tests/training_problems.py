@@ -48,6 +48,10 @@ TINY = (
 )
 
 
+BY_CLASS = ("network.condition=probabilities", "loss.evidence=0")
+"""For `fast`, where a test is about classes as condition and not about evidence."""
+
+
 def recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     """A published recipe with tiny networks; the classifier's features stand in for what is downloaded."""
     perceptual = () if name == "stylegan2" else ("loss.perceptual_network=classifier",)

@@ -23,7 +23,7 @@ def pack(
     out: Path,
     *,
     training: int = 16,
-    discovery: int = 128,
+    discovery: int = 280,
     test: int = 300,
     judge: Path | None = None,
 ) -> Run:

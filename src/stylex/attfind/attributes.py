@@ -129,6 +129,7 @@ def find_attributes(
     *,
     targets: Sequence[int] | None = None,
     effects: EffectsArray | None = None,
+    unstable: npt.NDArray[np.bool_] | None = None,
 ) -> Findings:
     """Select and rank attributes for every target class (facts of the method, items 3 to 7).
 
@@ -142,6 +143,7 @@ def find_attributes(
         accept: accept(target, coordinate), a filter such as the discriminator's.
         targets: the class indices to select for; all by default. With fewer nothing is merged.
         effects: what `class_effects` made of the logits, if it has been asked before.
+        unstable: images [N] to leave out; by default as the settings and all effects say.
 
     Raises:
         DataError: no stable image is of another class than some target.
@@ -158,9 +160,12 @@ def find_attributes(
                 accept,
                 targets=targets,
                 effects=measured,
+                unstable=unstable,
             )
     keep = np.ones(len(before), bool)
-    if settings.unstable_threshold is not None:
+    if unstable is not None:
+        keep = ~unstable
+    elif settings.unstable_threshold is not None:
         keep = ~unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
     picks: dict[int, list[DirectedCoordinate]] = {}
     searched: dict[int, npt.NDArray[np.bool_]] = {}

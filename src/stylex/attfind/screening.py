@@ -4,24 +4,25 @@ Of thousands of coordinates a selection takes a few. All changes are measured on
 which of them could be selected from all images is asked of resampled images (the bootstrap, Efron 1979), and
 only those are measured on a larger part, and so on: successive rejects (Audibert et al. 2010), with the
 selection itself in place of a mean, since it takes a coordinate that is weak on all images if it explains
-those that are left. First-order effects of all images, which cost one backward pass, bring back what moves
-images that the first part has none of.
+those that are left. First-order effects of all images, which cost a backward pass for each class, bring back
+what moves images that the first part has none of.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stylex.attfind.attributes import in_class, select
+from stylex.attfind.attributes import in_class
 from stylex.attfind.effects import Activation
-from stylex.attfind.selection import unstable_images
 from stylex.config import AttFindSettings
 from stylex.model import Model
+from stylex.networks import Synthesis
 from stylex.stylespace import StyleSpace
 
 FIRST_IMAGES = 8
@@ -42,6 +43,9 @@ ROUNDS = 5
 SPARE = 1.5
 """Times the number of attributes wanted, taken of each replicate: weak ones change places."""
 
+ENOUGH_IMAGES = 4
+"""Images that a target must have in a part of the images for anything to be given up for it."""
+
 STRONGEST = 3
 """First-order effects of each image that count."""
 
@@ -49,6 +53,7 @@ FEWEST_IMAGES = 100
 """With no more than that, everything is measured on all where nobody asked for anything."""
 
 BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -66,122 +71,104 @@ class Stages:
 def stages(before: npt.NDArray[np.float32], activation: Activation, seed: int) -> Stages:
     """The images in a random order, of every class in turn, and the sizes of the stages.
 
+    Of labels that do not exclude each other, images with and without each label in turn.
+
     Args:
         before: logits [N, K] of the unchanged images.
     """
     random = np.random.default_rng(seed)
     number, classes = before.shape
-    members = [random.permutation(np.flatnonzero(in_class(before, k, activation))) for k in range(classes)]
-    none = np.ones(number, bool)
-    for each in members:
-        none[each] = False
-    members.append(random.permutation(np.flatnonzero(none)))  # labels: images that have none
+    groups = [in_class(before, k, activation) for k in range(classes)]
+    if activation == "sigmoid":
+        groups += [~group for group in groups]
     place = np.full(number, np.inf)
-    for each in members:
-        place[each] = np.minimum(place[each], np.arange(len(each)) + 0.5 * random.random(len(each)))
+    for group in groups:
+        members = random.permutation(np.flatnonzero(group))
+        place[members] = np.minimum(
+            place[members], np.arange(len(members)) + 0.5 * random.random(len(members))
+        )
     order = np.argsort(place, kind="stable")
-    ends, size = [], FIRST_IMAGES * classes
+    ends, size = [], FIRST_IMAGES * len(groups)
     while size < number:
         ends.append(size)
         size *= GROWTH
     return Stages(tuple(order.tolist()), (*ends, number))
 
 
-def survivors(
-    effects: npt.NDArray[np.floating],
+@dataclass(frozen=True)
+class FirstOrder:
+    """What first-order effects of all images say.
+
+    Attributes:
+        strongest: coordinates [S] among the largest of several images.
+        unstable: images [N] of which more than the allowed share of effects is large; None: not asked for.
+    """
+
+    strongest: BoolArray
+    unstable: BoolArray | None
+
+
+def first_order(
+    model: Model,
+    space: StyleSpace,
+    styles: Tensor,
     before: npt.NDArray[np.float32],
-    open_: BoolArray,
     settings: AttFindSettings,
     activation: Activation,
-    seed: int,
-) -> tuple[BoolArray, float]:
-    """Changes [2, S] that could be selected from all images, judged by these; and how sure that is.
+) -> FirstOrder | None:
+    """Effects as they would be if log-odds were linear in styles, of all images; None without gradients.
 
-    Both ends of a coordinate stay if one does: rankings ask of both.
+    A coordinate counts where it is among the three strongest of `needed` images of another class than some
+    target, to either end. One backward pass for each class and batch of images; what is held does not grow
+    with the images.
 
     Args:
-        effects: [n, 2, S, K] of the images measured so far, 0 where a change is closed.
-        before: logits [n, K] of these images, unchanged.
-        open_: [2, S], the changes that are still in question.
-
-    Returns:
-        The mask, and the share of replicates that were not used for it whose selection lies within it.
+        styles: [N, T].
+        before: logits [N, K] of these images.
     """
-    random = np.random.default_rng(seed)
-    wanted = settings.model_copy(update={"count": int(settings.count * SPARE)})
-    coordinates = np.flatnonzero(open_.any(axis=0))
-    narrow = np.ascontiguousarray(effects[:, :, coordinates])
-    stable = np.ones(len(before), bool)
-    if settings.unstable_threshold is not None:
-        stable = ~unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
-    kept = np.zeros(len(coordinates), bool)
-    sure = 1.0
-    for target in range(before.shape[1]):
-        images = np.flatnonzero(~in_class(before, target, activation) & stable)
-        if not len(images):
-            continue  # nothing is selected for it here; with all images it may be
-        drawn = [_chosen(narrow, target, wanted, images)]
-        drawn += [
-            _chosen(narrow, target, wanted, random.choice(images, len(images))) for _ in range(REPLICATES)
-        ]
-        for choice in drawn:
-            kept[choice] = True
-        for _ in range(ROUNDS):
-            fresh = [
-                _chosen(narrow, target, settings, random.choice(images, len(images)))
-                for _ in range(REPLICATES)
-            ]
-            within = float(np.mean([kept[choice].all() for choice in fresh]))
-            if within >= CONFIDENCE:
-                break
-            for choice in fresh:
-                kept[choice] = True
-        sure = min(sure, within)
-    mask = np.zeros(open_.shape, bool)
-    mask[:, coordinates[kept]] = True
-    return mask & open_, sure
+    if not model.classifier.differentiable or not isinstance(model.generator.synthesis, Synthesis):
+        return None
+    classes = before.shape[1]
+    counts = np.zeros((classes, space.size), np.int64)
+    unstable = None if settings.unstable_threshold is None else np.zeros(len(before), bool)
+    size = 8
+    for first in range(0, len(styles), size):
+        rows = slice(first, first + size)
+        effects = first_order_effects(model, space, styles[rows], activation, settings.shift)
+        for target in range(classes):
+            others = ~in_class(before[rows], target, activation)
+            best = effects[others, :, :, target].max(axis=1)  # [n, S]
+            top = np.argpartition(-best, min(STRONGEST, space.size) - 1, axis=1)[:, :STRONGEST]
+            np.add.at(counts[target], top[np.take_along_axis(best, top, axis=1) > 0], 1)
+        if unstable is not None and settings.unstable_threshold is not None:
+            large = (np.abs(effects) > settings.unstable_threshold).reshape(len(effects), -1)
+            unstable[rows] = large.mean(axis=1) > settings.unstable_max_share
+    strongest: BoolArray = np.asarray((counts >= needed(len(before))).any(axis=0))
+    return FirstOrder(strongest, unstable)
 
 
-def _chosen(
-    effects: npt.NDArray[np.floating],
-    target: int,
-    settings: AttFindSettings,
-    images: npt.NDArray[np.intp],
-) -> list[int]:
-    """Coordinates that are selected for a target from some images, which may occur more than once."""
-    part = effects[images]
-    found = select(part, target, settings, np.ones(len(part), bool), None)
-    return [coordinate for _, coordinate in found]
+def needed(images: int) -> int:
+    """Images of which a coordinate must be among the strongest: two, or one of a hundred."""
+    return max(2, images // 100)
 
 
 def first_order_effects(
     model: Model, space: StyleSpace, styles: Tensor, activation: Activation, shift: float
-) -> npt.NDArray[np.float32] | None:
-    """Effects [N, 2, S, K] as they would be if log-odds were linear in styles; None without gradients.
-
-    One backward pass for each class and batch of images: the gradient of the log-odds times the way to each
-    end of the range.
-    """
-    found = []
-    size = min(model.batch_size, 16)
-    for first in range(0, len(styles), size):
-        part = styles[first : first + size].to(model.hardware.device).clone().requires_grad_(True)
-        with torch.enable_grad():
-            images = model.generator.synthesis(part, model.noise)
-            try:
-                odds = _log_odds(model.classifier(images.clamp(-1, 1)), activation)
-                slopes = [
-                    torch.autograd.grad(odds[:, k].sum(), part, retain_graph=True)[0]
-                    for k in range(odds.shape[1])
-                ]
-            except RuntimeError:
-                return None
-        values = space.searchable(part.detach())
-        ends = torch.stack([space.low, space.high])
-        ways = shift * (ends[None] - values[:, None])  # [n, 2, S]
-        each = [ways * space.searchable(slope)[:, None] for slope in slopes]
-        found.append(torch.stack(each, dim=-1).float().cpu())
-    return torch.cat(found).numpy()
+) -> npt.NDArray[np.float32]:
+    """[n, 2, S, K]: the gradient of the log-odds times the way to each end of the range."""
+    part = styles.to(model.hardware.device).clone().requires_grad_(True)
+    with torch.enable_grad():
+        images = model.generator.synthesis(part, model.noise)
+        odds = _log_odds(model.classifier(images.clamp(-1, 1)), activation)
+        slopes = [
+            torch.autograd.grad(odds[:, k].sum(), part, retain_graph=True)[0] for k in range(odds.shape[1])
+        ]
+    values = space.searchable(part.detach())
+    ends = torch.stack([space.low, space.high])
+    ways = shift * (ends[None] - values[:, None])  # [n, 2, S]
+    each = [ways * space.searchable(slope)[:, None] for slope in slopes]
+    found: npt.NDArray[np.float32] = torch.stack(each, dim=-1).float().cpu().numpy()
+    return found
 
 
 def _log_odds(logits: Tensor, activation: Activation) -> Tensor:
@@ -192,20 +179,164 @@ def _log_odds(logits: Tensor, activation: Activation) -> Tensor:
     return logits - rest
 
 
-def strongest(
-    effects: npt.NDArray[np.floating], before: npt.NDArray[np.float32], activation: Activation
-) -> BoolArray:
-    """Coordinates, both ends [2, S], among the largest first-order effects of two images or more.
+def survivors(
+    effects: FloatArray,
+    before: npt.NDArray[np.float32],
+    stable: BoolArray,
+    settings: AttFindSettings,
+    activation: Activation,
+    seed: int,
+) -> tuple[BoolArray, float]:
+    """Coordinates [C] that could be selected from all images, judged by these; and how sure that is.
 
-    Of an image of every hundred where there are more than two hundred; towards each class that it is not of.
+    Args:
+        effects: [n, 2, C, K] of the images measured so far and the coordinates still in question.
+        before: logits [n, K] of these images, unchanged.
+        stable: mask [n] of the images that count.
+
+    Returns:
+        The mask, and the smallest share over the targets of fresh replicates whose selection lies within.
+        Where a target has fewer than `ENOUGH_IMAGES` images here, everything stays, and it is 0.
     """
-    number, _, coordinates, classes = effects.shape
-    counts = np.zeros((classes, coordinates), np.int64)
-    for target in range(classes):
-        images = np.flatnonzero(~in_class(before, target, activation))
-        best = effects[images, :, :, target].max(axis=1)  # [n, S]
-        top = np.argpartition(-best, min(STRONGEST, coordinates) - 1, axis=1)[:, :STRONGEST]
-        positive = np.take_along_axis(best, top, axis=1) > 0
-        np.add.at(counts[target], top[positive], 1)
-    kept = (counts >= max(2, number // 100)).any(axis=0)
-    return np.broadcast_to(kept, (2, coordinates)).copy()
+    random = np.random.default_rng(seed)
+    wanted = settings.model_copy(update={"count": int(np.ceil(settings.count * SPARE))})
+    kept = np.zeros(effects.shape[2], bool)
+    sure = 1.0
+    for target in range(before.shape[1]):
+        images = ~in_class(before, target, activation) & stable
+        if images.sum() < ENOUGH_IMAGES:
+            return np.ones_like(kept), 0.0
+        ranking = Resampled(np.ascontiguousarray(effects[images, :, :, target]), settings)
+        number = int(images.sum())
+        kept[ranking.select(np.ones(number), wanted.count)] = True
+        for _ in range(REPLICATES):
+            kept[ranking.select(_weights(random, number), wanted.count)] = True
+        for _ in range(ROUNDS):
+            fresh = [ranking.select(_weights(random, number), settings.count) for _ in range(REPLICATES)]
+            within = float(np.mean([kept[choice].all() for choice in fresh]))
+            if within >= CONFIDENCE:
+                break
+            for choice in fresh:
+                kept[choice] = True
+        sure = min(sure, within)
+    return kept, sure
+
+
+def _weights(random: np.random.Generator, number: int) -> npt.NDArray[np.float64]:
+    """How often each of `number` images is drawn, drawing as many with replacement."""
+    return np.bincount(random.integers(0, number, number), minlength=number).astype(np.float64)
+
+
+class Resampled:
+    """Selections for one target from images that count more than once: `attributes.select`, with weights.
+
+    Args:
+        effects: [n, 2, C] for the target, of the images that may be selected from.
+    """
+
+    def __init__(self, effects: FloatArray, settings: AttFindSettings) -> None:
+        self._positive = np.maximum(effects, 0).reshape(len(effects), -1).astype(np.float64)
+        self._coordinates = effects.shape[2]
+        self._settings = settings
+        self._moved: npt.NDArray[np.float64] | None = None
+        if settings.method == "independent":
+            self._moved = (self._positive > settings.independent_threshold).astype(np.float64)
+
+    def select(self, weights: npt.NDArray[np.float64], count: int) -> list[int]:
+        """The coordinates selected, best first, at most `count`; weights [n]."""
+        if self._moved is not None:
+            return self._independent(self._moved, weights, count)
+        chosen: list[int] = []
+        closed = np.zeros(self._coordinates, bool)
+        while len(chosen) < count:
+            found = self._round(weights, count - len(chosen), closed)
+            if not found:
+                break
+            chosen += found
+            closed[found] = True
+        return chosen
+
+    def _round(self, weights: npt.NDArray[np.float64], count: int, closed: BoolArray) -> list[int]:
+        """One round of *subset* or *removal*: coordinates in the order of their first pick."""
+        limit = self._settings.max_image_effect
+        account = np.zeros(len(weights))
+        active = weights.copy()
+        out = np.tile(closed, 2)
+        found: list[int] = []
+        for _ in range(count):
+            sums = active @ self._positive
+            sums[out] = 0
+            best = int(sums.argmax())
+            if sums[best] <= 0:
+                break
+            out[best] = True
+            if best % self._coordinates not in found:
+                found.append(best % self._coordinates)
+            gains = self._positive[:, best]
+            if self._settings.method == "subset":
+                account += gains
+                active[account >= limit] = 0
+            else:
+                active[gains > limit] = 0
+            if not active.any():
+                break
+        return found
+
+    def _independent(
+        self, moved: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], count: int
+    ) -> list[int]:
+        counts, sums = weights @ moved, weights @ self._positive
+        kept = (counts > 0) & (counts / weights.sum() >= self._settings.independent_min_share)
+        order = np.lexsort((-sums, -counts))
+        coordinates = (order[kept[order]][: 2 * count] % self._coordinates).tolist()
+        return list(dict.fromkeys(coordinates))[:count]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left for a stage, and why; kept in the run, so that nothing is judged twice.
+
+    Attributes:
+        images: how many it was judged by.
+        changes: mask [2, S].
+        sure: see `survivors`.
+        protected: coordinates [S] that first-order effects keep in.
+        unstable: images [N] that are left out, by their first-order effects.
+        first_order: whether there were gradients to tell these.
+    """
+
+    images: int
+    changes: BoolArray
+    sure: float
+    protected: BoolArray
+    unstable: BoolArray
+    first_order: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; masks as numbers of what is set."""
+        return {
+            "images": self.images,
+            "changes": np.flatnonzero(self.changes.ravel()).tolist(),
+            "sure": self.sure,
+            "protected": np.flatnonzero(self.protected).tolist(),
+            "unstable": np.flatnonzero(self.unstable).tolist(),
+            "first_order": self.first_order,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], coordinates: int, images: int) -> Left:
+        """The inverse of `to_json`."""
+        return cls(
+            content["images"],
+            _mask(content["changes"], 2 * coordinates).reshape(2, coordinates),
+            content["sure"],
+            _mask(content["protected"], coordinates),
+            _mask(content["unstable"], images),
+            content["first_order"],
+        )
+
+
+def _mask(numbers: list[int], size: int) -> BoolArray:
+    found = np.zeros(size, bool)
+    found[numbers] = True
+    return found

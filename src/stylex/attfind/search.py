@@ -23,7 +23,8 @@ from stylex.attfind.discriminator_filter import DiscriminatorFilter
 from stylex.attfind.measuring import OnProgress, measure
 from stylex.attfind.names import with_names_of
 from stylex.attfind.pairs import find_pairs, save_pairs
-from stylex.attfind.screening import FEWEST_IMAGES, first_order_effects, stages, strongest, survivors
+from stylex.attfind.screening import FEWEST_IMAGES, FIRST_IMAGES, Left, first_order, stages, survivors
+from stylex.attfind.selection import unstable_images
 from stylex.attfind.shards import Record, ScreenedShards, Shards
 from stylex.attfind.sweep import OnChanges
 from stylex.config import AttFindSettings
@@ -171,10 +172,12 @@ def search(
         RunError: the run cannot be written, or another process has ended.
     """
     with _threads_kept():
-        found = _discovered(run, model, images, settings, world)
-        settings = _resolved(settings, len(found.names), one_vs_one)
+        found = _discovered(run, model, images, settings, world, one_vs_one)
+        asked = _resolved(settings, found.logits, one_vs_one) if world.first else settings
+        settings = world.share(asked)[0]  # the others were not told all that it hangs on
         folder = run.path / "effects"
         key = _key(model, found, settings)
+        unstable: npt.NDArray[np.bool_] | None = None
         measured = partial(
             measure,
             model=model,
@@ -188,13 +191,15 @@ def search(
             on_changes=on_changes,
         )
         if settings.sweep == "screened":
-            shards: Shards = _screened(folder, key, found, model, settings, run.config.seed, world, measured)
+            screened = _screened(folder, key, found, model, settings, run.config.seed, world, measured)
+            shards: Shards = screened
+            unstable = screened.unstable
         else:
             shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
             measured(shards)
     content: dict[str, Any] = {}
     if world.first:
-        findings = _with_earlier_names(run, model, _selected(run, model, found, shards, settings))
+        findings = _with_earlier_names(run, model, _selected(run, model, found, shards, settings, unstable))
         save_discovery(run, found, model, findings)
         save_findings(run, findings)
         if one_vs_one:
@@ -205,8 +210,10 @@ def search(
     return Findings.from_json(world.share(content)[0])
 
 
-def _resolved(settings: AttFindSettings, images: int, one_vs_one: bool) -> AttFindSettings:
+def _resolved(settings: AttFindSettings, logits: Tensor, one_vs_one: bool) -> AttFindSettings:
     """Settings that say how the sweep is done: exact, or screened where that was asked for or is worth it.
+
+    Exact also where there are so few images that the first stage has them all.
 
     Raises:
         DataError: screening was asked for together with what needs every effect.
@@ -214,12 +221,13 @@ def _resolved(settings: AttFindSettings, images: int, one_vs_one: bool) -> AttFi
     everything = "attributes from every class to every other" if one_vs_one else None
     if settings.discriminator_filter is not None:
         everything = "the discriminator's filter"
-    if settings.sweep == "auto":
-        screened = everything is None and images > FEWEST_IMAGES
-        return settings.model_copy(update={"sweep": "screened" if screened else "exact"})
     if settings.sweep == "screened" and everything is not None:
         raise DataError(f"{everything} needs the effects of all coordinates: search with --exact")
-    return settings
+    few = len(logits) <= FIRST_IMAGES * logits.shape[1]
+    if settings.sweep == "auto":
+        few = few or everything is not None or len(logits) <= FEWEST_IMAGES
+    screened = settings.sweep != "exact" and not few
+    return settings.model_copy(update={"sweep": "screened" if screened else "exact"})
 
 
 def _screened(
@@ -233,44 +241,98 @@ def _screened(
     measured: Callable[..., None],
 ) -> ScreenedShards:
     """Measure stage after stage, each what the one before left open; see `screening`."""
-    before, activation = found.logits.numpy(), model.classifier.activation
-    plan = stages(before, activation, seed)
+    plan = stages(found.logits.numpy(), model.classifier.activation, seed)
     shards = ScreenedShards(folder, key, found.logits, found.space.size, settings.stored, plan)
-    open_ = shards.open_changes(0)
-    notes: list[dict[str, Any]] = []
-    for stage, end in enumerate(plan.ends):
+    earlier: Left | None = None
+    for stage in range(len(plan.ends)):
         if stage:
             if world.first:
-                open_, sure = _left(shards, stage - 1, found, model, settings, seed)
-                notes.append({"images": plan.ends[stage - 1], "changes_left": int(open_.sum()), "sure": sure})
-                logger.info("%d of %d changes are left after %d images", open_.sum(), open_.size, end)
-            open_ = np.asarray(world.share(open_ if world.first else None)[0])
-            shards.open_changes(stage, open_)
-        measured(shards, numbers=shards.numbers(stage), wanted=torch.from_numpy(open_))
-    if world.first:
-        record = Record(folder)
-        record.write(record.read() | {"stages": notes})
+                earlier = _left(shards, stage, earlier, found, model, settings, seed)
+                shards.unstable = earlier.unstable
+            changes = world.share(earlier.changes if earlier is not None else None)[0]
+            assert changes is not None
+            shards.open_changes(stage, changes)
+        wanted = torch.from_numpy(shards.open_changes(stage))
+        measured(shards, numbers=shards.numbers(stage), wanted=wanted)
     return shards
 
 
 def _left(
-    shards: ScreenedShards, stage: int, found: Discovery, model: Model, settings: AttFindSettings, seed: int
-) -> tuple[npt.NDArray[np.bool_], float]:
-    """The changes that the next stage measures, and how sure it is that no other is selected."""
-    images, after = shards.measured(stage)
+    shards: ScreenedShards,
+    stage: int,
+    earlier: Left | None,
+    found: Discovery,
+    model: Model,
+    settings: AttFindSettings,
+    seed: int,
+) -> Left:
+    """The changes that a stage measures: as recorded, or judged by what the stages before it measured."""
+    record = shards.folder / f"left-{stage}.json"
+    known = _recorded_left(record, shards)
+    if known is not None:
+        return known
     before, activation = found.logits.numpy(), model.classifier.activation
+    open_: npt.NDArray[np.bool_] = np.asarray(shards.open_changes(stage - 1).any(axis=0))
+    images, after = shards.measured(stage - 1)
     effects = effects_of(before[images], after, settings, activation)
-    open_ = shards.open_changes(stage)
-    left, sure = survivors(effects, before[images], open_, settings, activation, seed + stage)
-    if stage == 0:
-        slopes = first_order_effects(model, found.space, found.styles, activation, settings.shift)
-        if slopes is not None:
-            left |= strongest(slopes, before, activation)
-    return left, sure
+    if earlier is None:
+        slopes = first_order(model, found.space, found.styles, before, settings, activation)
+        protected = np.zeros_like(open_) if slopes is None else slopes.strongest
+        unstable = np.zeros(len(before), bool)
+        if slopes is not None and slopes.unstable is not None:
+            unstable = slopes.unstable
+        if settings.unstable_threshold is not None:  # of these everything has been measured
+            exact = unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
+            unstable = unstable.copy()
+            unstable[images] = exact
+        told = slopes is not None
+    else:
+        protected, unstable, told = earlier.protected, earlier.unstable, earlier.first_order
+    kept, sure = survivors(effects, before[images], ~unstable[images], settings, activation, seed + stage)
+    left = np.zeros_like(open_)
+    left[np.flatnonzero(open_)[kept]] = True
+    left |= protected & open_
+    changes = np.broadcast_to(left, (2, len(left))).copy()
+    result = Left(len(images), changes, sure, protected, unstable, told)
+    write_json(record, {"key": shards.key, **result.to_json()})
+    logger.info(
+        "%d of %d changes are left after %d images, %.1f %% sure",
+        changes.sum(),
+        changes.size,
+        len(images),
+        100 * sure,
+    )
+    return result
+
+
+def _recorded_left(record: Path, shards: ScreenedShards) -> Left | None:
+    """What an earlier search of the same key judged; None where there is nothing, or it is damaged."""
+    try:
+        content = read_json(record)
+        if content["key"] != shards.key:
+            return None
+        return Left.from_json(content, shards.shape[2], shards.shape[0])
+    except (RunError, KeyError, TypeError, IndexError):
+        return None
+
+
+def screening(run: Run) -> tuple[dict[str, Any], ...]:
+    """How the run's screened search went, by stage: images judged by, changes left, how sure that is."""
+    files = sorted((run.path / "effects").glob("left-*.json"))
+    notes = [read_json(file) for file in files]
+    return tuple(
+        {"images": each["images"], "changes_left": len(each["changes"]), "sure": each["sure"]}
+        for each in notes
+    )
 
 
 def _selected(
-    run: Run, model: Model, found: Discovery, shards: Shards, settings: AttFindSettings
+    run: Run,
+    model: Model,
+    found: Discovery,
+    shards: Shards,
+    settings: AttFindSettings,
+    unstable: npt.NDArray[np.bool_] | None,
 ) -> Findings:
     before, activation = found.logits.numpy(), model.classifier.activation
     with class_effects(before, shards, settings, activation, run.path) as effects:
@@ -279,7 +341,15 @@ def _selected(
             limit = settings.discriminator_filter
             accept = DiscriminatorFilter(model, found.space, found.styles, effects, limit)
         return find_attributes(
-            before, shards, found.space, model.class_names, settings, activation, accept, effects=effects
+            before,
+            shards,
+            found.space,
+            model.class_names,
+            settings,
+            activation,
+            accept,
+            effects=effects,
+            unstable=unstable,
         )
 
 
@@ -294,7 +364,12 @@ def _threads_kept() -> Iterator[None]:
 
 
 def _discovered(
-    run: Run, model: Model, images: SearchSource, settings: AttFindSettings, world: World
+    run: Run,
+    model: Model,
+    images: SearchSource,
+    settings: AttFindSettings,
+    world: World,
+    one_vs_one: bool,
 ) -> Discovery:
     """What the first process discovers, in all; with the CPU threads of the sweep that is to go on.
 
@@ -314,7 +389,7 @@ def _discovered(
         ):
             torch.set_num_threads(threads)
             again = discover(model, images, settings, run.config.seed)
-            if record.get("key") == _key(model, again, settings):
+            if record.get("key") == _key(model, again, _resolved(settings, again.logits, one_vs_one)):
                 found = again
                 logger.warning("going on with %d CPU threads, as this search began", threads)
             else:

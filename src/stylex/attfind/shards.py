@@ -122,8 +122,11 @@ class Shards:
     def _there(self, number: int) -> Tensor:
         logits = self.read(number)
         if logits is None:
-            raise RunError(f"{self.file(number)}: missing or damaged; the same search measures it again")
+            raise self._gone(number)
         return logits
+
+    def _gone(self, number: int) -> RunError:
+        return RunError(f"{self.file(number)}: missing or damaged; the same search measures it again")
 
     def start_over(self) -> None:
         """Remove what an earlier sweep left."""
@@ -138,6 +141,9 @@ class ScreenedShards(Shards):
 
     Args:
         plan: which images are measured in which stage.
+
+    `unstable`: images [N] that selection leaves out, once that is known: the share of all effects that are
+    large cannot be told from the few that are measured.
     """
 
     def __init__(
@@ -156,6 +162,7 @@ class ScreenedShards(Shards):
             for row, image in enumerate(images)
         }
         self._open: list[npt.NDArray[np.bool_]] = [np.ones((2, coordinates), bool)]
+        self.unstable: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -168,7 +175,10 @@ class ScreenedShards(Shards):
         return [number for number, (found, _) in enumerate(self._parts) if found == stage]
 
     def open_changes(self, stage: int, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
-        """The changes [2, S] that a stage measures; with `mask`, set so. The first stage measures all."""
+        """The changes [2, S] that a stage measures; with `mask`, set so. The first stage measures all.
+
+        Of a coordinate both ends or none; no more than the stage before.
+        """
         if mask is not None:
             self._open = [*self._open[:stage], mask]
         return self._open[stage]
@@ -182,7 +192,8 @@ class ScreenedShards(Shards):
 
     def _header(self, number: int) -> dict[str, Any]:
         held = hashlib.sha256(self._changes(number).astype(np.int64).tobytes()).hexdigest()
-        return {"key": self.key, "number": number, "changes": held}
+        images = list(self.images(number))
+        return {"key": self.key, "number": number, "images": images, "changes": held}
 
     def _stored(self, number: int, logits: Tensor) -> dict[str, Tensor]:
         found = super()._stored(number, logits)
@@ -200,20 +211,25 @@ class ScreenedShards(Shards):
         return whole
 
     def measured(self, stage: int) -> tuple[list[int], npt.NDArray[np.float32]]:
-        """Images up to and with a stage, and their logits [n, 2, S, K] for the changes that it measures.
+        """Images up to and with a stage, and logits [n, 2, C, K] for the C coordinates that it measures.
 
         Raises:
             RunError: a file is missing or damaged.
         """
-        numbers = [number for number in range(len(self)) if self._parts[number][0] <= stage]
-        images = [image for number in numbers for image in self.images(number)]
-        return images, self._only(torch.cat([self._there(number) for number in numbers]), images, stage)
-
-    def _only(self, logits: Tensor, images: Sequence[int], stage: int) -> npt.NDArray[np.float32]:
-        closed = torch.from_numpy(~self._open[stage])
-        unchanged = self.before[list(images), None, None]
-        found: npt.NDArray[np.float32] = torch.where(closed[None, :, :, None], unchanged, logits).numpy()
-        return found
+        wanted = np.flatnonzero(self._open[stage].ravel())
+        images: list[int] = []
+        found: list[Tensor] = []
+        for number, (of, held) in enumerate(self._parts):
+            if of > stage:
+                continue
+            chosen = self._changes(number)
+            logits = self._read(number, (len(chosen), self.shape[3]))
+            if logits is None:
+                raise self._gone(number)
+            rows = logits[:, torch.from_numpy(np.searchsorted(chosen, wanted))]
+            found.append(rows.reshape(len(held), 2, -1, self.shape[3]))
+            images += held
+        return images, torch.cat(found).numpy()
 
     def __getitem__(self, block: slice) -> npt.NDArray[np.float32]:
         start, stop, _ = block.indices(self.shape[0])
@@ -224,7 +240,10 @@ class ScreenedShards(Shards):
             rows |= {image: logits[row] for row, image in enumerate(self.images(number)) if image in images}
         if not rows:
             return np.empty((0, *self.shape[1:]), np.float32)
-        return self._only(torch.stack([rows[image] for image in images]), images, len(self._open) - 1)
+        closed = torch.from_numpy(~self._open[-1])[None, :, :, None]
+        logits = torch.stack([rows[image] for image in images])
+        found: npt.NDArray[np.float32] = logits.where(~closed, self.before[start:stop, None, None]).numpy()
+        return found
 
 
 class Record:

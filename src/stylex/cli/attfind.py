@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,6 +56,7 @@ def attfind(
 ) -> None:
     """Measure the effect of every style coordinate and rank the attributes for every class."""
     from stylex.attfind.batches import parse_memory
+    from stylex.attfind.search import screening
 
     run = Run.open(path)
     sweep = None if exact is None else "exact" if exact else "screened"
@@ -69,7 +71,9 @@ def attfind(
         with run.locked() if world.first else nullcontext():
             findings = _search(run, hardware, chosen_settings, data, most, world, one_vs_one)
     if world.first:
-        result(as_json, {"run": str(path), **findings.to_json()}, describe(findings))
+        notes = screening(run) if findings.settings.sweep == "screened" else ()
+        text = "\n".join([describe(findings), *(f"  {_about(note, findings)}" for note in notes)])
+        result(as_json, {"run": str(path), **findings.to_json(), "screening": list(notes)}, text)
 
 
 def _search(
@@ -104,6 +108,13 @@ def _search(
             world=world,
             one_vs_one=one_vs_one,
         )
+
+
+def _about(note: Mapping[str, Any], findings: Findings) -> str:
+    return (
+        f"screened on {note['images']} images: {note['changes_left']} of {2 * findings.coordinates} changes "
+        f"left, {note['sure']:.1%} sure"
+    )
 
 
 def describe(findings: Findings, most: int = 10) -> str:

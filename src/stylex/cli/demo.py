@@ -17,7 +17,7 @@ def demo(
         Path,
         typer.Option("--out", help="Folder for the run; a demo there is replaced, but names given stay."),
     ] = Path("stylex-demo"),
-    images: Annotated[int, typer.Option("--images", min=15, help="Discovery images of each class.")] = 16,
+    images: Annotated[int, typer.Option("--images", min=15, help="Discovery images of each class.")] = 125,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
@@ -39,7 +39,7 @@ def demo(
         model = load_model(run, chosen)
         note("reading the shipped faces")
         dataset = load_images(run)
-        settings = run.config.attfind.model_copy(update={"images_per_class": images})
+        settings = run.config.attfind.model_copy(update={"images_per_class": images, "sweep": "auto"})
         with sweep_view(len(searchable_positions(model.generator.synthesis.layout))) as view:
             findings = search(
                 run, model, dataset.discovery, settings, view.on_progress, on_changes=view.on_changes

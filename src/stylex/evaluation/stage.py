@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,9 +142,11 @@ def evaluate_run(
     judging = load_judge(run, model, judge)
     others: dict[str, Rankings] = {}
     if control:
-        with suppress(RunError, DataError):  # a run that was packed has no effects to select from again
+        try:
             name, rankings = other_selection(explainer)
             others[name] = rankings
+        except (RunError, DataError) as error:  # packed, or searched by screening: no effects to select from
+            log.warning("AttFind's other selection is left out: %s", error)
         if on_progress is not None:
             on_progress(f"effects on a {RANDOM_WEIGHTS}")
         others[RANDOM_WEIGHTS] = random_weight_ranking(explainer, seed=run.config.seed)

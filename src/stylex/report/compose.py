@@ -187,7 +187,8 @@ def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, 
         "searchable style coordinates",
         "Search": f"{settings.method} selection on {explainer.findings.images} discovery images "
         f"({explainer.findings.unstable} left out as unstable), "
-        f"effects on {settings.effect.replace('_', '-')}",
+        f"effects on {settings.effect.replace('_', '-')}"
+        + (", most coordinates screened out on part of them" if settings.sweep == "screened" else ""),
         "Test": f"{evaluation['images']} images that neither training nor discovery saw; "
         "coordinates go to the ends of the range seen in discovery",
     }

@@ -204,7 +204,7 @@ def _agreement(run: Run, explainer: Explainer, published: PublishedEffects) -> d
         )
     places = {name: number for number, name in enumerate(_latent_names(published))}
     rows = [places[name] for name in found.names if name in places]
-    if len(rows) < len(found.names):
+    if len(rows) < len(found.names) or explainer.findings.settings.sweep == "screened":
         return None
     logits = load_logits(run, explainer.model, found, explainer.findings.settings)
     before = found.logits.numpy()
