@@ -25,6 +25,11 @@ DEVIATION = ("training.batch_size=8", "network.deviation_group=4", "loss.r1_inte
 CASES: dict[str, tuple[str, Sequence[str], int]] = {
     "encode": ("fast", (*DEVIATION, "loss.path_length_interval=2"), 0),
     "swap": ("fast", (*DEVIATION, "loss.path_length_interval=1", "training.noise=random"), 1),
+    "swapped classes": (
+        "fast",
+        (*problems.BY_CLASS, *DEVIATION, "loss.path_length_interval=1", "training.noise=random"),
+        1,
+    ),
     "sample": ("stylex", (*DEVIATION, "loss.path_length_interval=1", "training.style_mixing=0.9"), 1),
     "plain": ("stylegan2", DEVIATION, 0),
     "logits": ("study", DEVIATION, 0),
@@ -52,6 +57,7 @@ def gradients(path: Path, world: World, case: str) -> dict[str, Tensor]:
                 parameter.fill_(0.1)
     if state.augmentation is not None:
         state.augmentation[0] = 0.6  # p
+    problems.some_evidence(state.networks.encoder)
     state.step, state.images = step, step * trainer.images_per_step
     batches = [trainer._batch(part) for part in range(trainer.recipe.training.accumulate)]
     found: dict[str, Tensor] = {}

@@ -157,9 +157,7 @@ def tiny_model(name: str = "fast", assignments: Sequence[str] = ()) -> Model:
     for place in parts.generator.synthesis.layers:
         if hasattr(place, "noise_strength"):
             place.noise_strength.fill_(0.1)
-    if parts.encoder is not None and parts.encoder.evidence is not None:
-        for buffer in parts.encoder.evidence.buffers():
-            buffer.normal_(std=0.1, generator=torch.Generator().manual_seed(buffer.numel()))
+    training_problems.some_evidence(parts.encoder)
     model = Model(
         parts.generator,
         parts.encoder,

@@ -29,8 +29,11 @@ def slow_accept(
 
     def score(style: torch.Tensor) -> float:
         image = model.synthesise(style)
-        probabilities = model.classify(image).softmax(dim=1)
-        return float(conditional_score(model.discriminator(image), probabilities))
+        if model.recipe.network.condition == "evidence":
+            condition = model.encoder.told(image)
+        else:
+            condition = model.classify(image).softmax(dim=1)
+        return float(conditional_score(model.discriminator(image), condition))
 
     for direction in (0, 1):
         first = [n for n in range(len(styles)) if effects[n, direction, coordinate, target] > 0.2][:10]
@@ -42,8 +45,9 @@ def slow_accept(
     return True
 
 
-def test_the_filter_follows_the_rule() -> None:
-    model = problems.tiny_model()
+@pytest.mark.parametrize("assignments", [(), training_problems.BY_CLASS], ids=["evidence", "classes"])
+def test_the_filter_follows_the_rule(assignments: tuple[str, ...]) -> None:
+    model = problems.tiny_model("fast", assignments)
     latents, _ = model.encode(training_problems.images(12).batch(range(12)))
     styles = model.styles(latents)
     space = StyleSpace.from_styles(model.generator.synthesis.layout, styles)

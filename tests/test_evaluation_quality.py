@@ -80,8 +80,11 @@ def test_too_few_images() -> None:
         measure(*known(0.0, count=2))
 
 
-def test_swapped_images_have_their_own_w_and_the_condition_of_another() -> None:
-    model = problems.tiny_model()
+@pytest.mark.parametrize("assignments", [(), training_problems.BY_CLASS], ids=["evidence", "classes"])
+def test_swapped_images_have_their_own_w_and_the_condition_of_another(assignments: tuple[str, ...]) -> None:
+    model = problems.tiny_model("fast", assignments)
+    width = model.generator.condition_features
+    assert width == (2 if assignments else 8)
     pool = training_problems.images(16).batch(range(16))
     with torch.no_grad():  # a classifier that is between its classes, so that conditions differ
         logits = model.classifier(pool)
@@ -89,7 +92,7 @@ def test_swapped_images_have_their_own_w_and_the_condition_of_another() -> None:
     condition = model.encode(pool)[0][:, -1]
     images = pool[[int(condition.argmin()), int(condition.argmax())]]
     latents = model.encode(images)[0]
-    mixed = torch.cat([latents[:, :-2], latents[[1, 0], -2:]], dim=1)
+    mixed = torch.cat([latents[:, :-width], latents[[1, 0], -width:]], dim=1)
     assert torch.allclose(swapped(model, images, 0), model.synthesise(model.styles(mixed)), atol=1e-6)
     assert not torch.allclose(swapped(model, images, 0), model.synthesise(model.styles(latents)), atol=1e-3)
     with pytest.raises(DataError, match="two images or more"):

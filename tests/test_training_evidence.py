@@ -16,6 +16,7 @@ from stylex.config import RunConfig
 from stylex.data.images import ImageSet
 from stylex.errors import ConfigError, DataError
 from stylex.hardware import choose
+from stylex.networks import build
 from stylex.networks.evidence import DEVIATION, MAP_SIZE, Evidence, halvings
 from stylex.run import read_json
 from stylex.training.evidence import FAIR, EvidenceFit, fit_evidence
@@ -181,7 +182,7 @@ def test_the_condition_is_the_evidence_and_gets_a_loss(tmp_path: Path) -> None:
     assert torch.equal(average.evidence.unmixing, encoder.evidence.unmixing)
     told_of = EvidenceFit.from_json(read_json(trainer.run.evidence_file))
     assert len(told_of.shares) == encoder.evidence.used
-    assert ("compare with" in str(told_of)) == (told_of.explained < FAIR)
+    assert ("compare with" in str(told_of)) == (told_of.accounted < FAIR)
     before = {key: value.clone() for key, value in encoder.evidence.state_dict().items()}
     statistics = trainer.step() | trainer.step()
     assert {"encode/evidence", "swap/evidence"} <= set(statistics)
@@ -201,3 +202,38 @@ def test_evidence_has_conditions() -> None:
     recipe = problems.recipe("fast", ASSIGNMENTS).model_dump()
     with pytest.raises(ValueError, match="16 pixels or more"):
         RunConfig(experiment="e", data="d", classifier="c", resolution=8, recipe=recipe)
+
+
+def test_more_classes_than_evidence_is_made_for_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"16 classes at most, these are 17.*condition=probabilities"):
+        build(problems.recipe("fast"), 16, 17)
+    assert build(problems.recipe("fast"), 16, 3).generator.condition_features == 12
+
+
+def test_labels_that_do_not_exclude_each_other_speak_each_for_itself() -> None:
+    """The sign of a component is that of the label that it moves, also where there is one label alone."""
+
+    class Labels(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            found = [images[:, :, rows, columns].mean(dim=(1, 2, 3)) for rows, columns in CORNERS]
+            return torch.stack([3 * found[0], 2 * found[1]], dim=1)
+
+    images, there = spots(256)
+    both = Classifier(Labels(), class_names=("one", "two"), input_size=32, activation="sigmoid")
+    evidence = Evidence(32, 2, 4)
+    fit_evidence(evidence, images, both, CPU, 0, 8)
+    found = evidence(images.batch(range(256))).numpy()[:, :2]
+    correlation = np.corrcoef(np.hstack([found, there]).T)[:2, 2:]
+    assert correlation.max(axis=1).min() > 0.9
+    alone = Classifier(
+        nn.Sequential(Labels(), First()), class_names=("one",), input_size=32, activation="sigmoid"
+    )
+    evidence = Evidence(32, 1, 4)
+    fit_evidence(evidence, images, alone, CPU, 0, 8)
+    found = evidence(images.batch(range(256))).numpy()
+    assert np.corrcoef(found[:, 0], there[:, 0])[0, 1] > 0.9
+
+
+class First(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits[:, :1]

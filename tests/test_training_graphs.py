@@ -102,3 +102,32 @@ def test_only_steps_of_one_phase_an_update_on_one_gpu_are_recorded() -> None:
     assert not can_record(recipe, gpu, World(0, 2, 2))
     for assignment in ("training.accumulate=2", "training.lazy_adam=false", "training.augmentation=ada"):
         assert not can_record(problems.recipe("stylex", [assignment]), gpu, ALONE)
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_what_cannot_be_recorded_is_run_as_it_is(
+    failing: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A classifier that waits for its own numbers, say: training goes on, and finds the same."""
+    settings = ["loss.path_length_interval=4", "loss.r1_interval=4"]
+    plain = problems.make_trainer(tmp_path / "plain", "fast", settings)
+    trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
+    attempts: list[int] = []
+
+    def capture(work: Callable[[], None]) -> Graph:
+        attempts.append(1)
+        if len(attempts) == failing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Again(work, trainer)
+
+    trainer.programs = Programs(torch.device("cpu"), capture)
+    for each in (plain, trainer):
+        each.resume()
+        for _ in range(12 * (WARM_UP + 1)):
+            each.step()
+    assert trainer.programs is None
+    assert len(attempts) == failing
+    assert "not recorded as CUDA graphs: operation not permitted" in caplog.text
+    ours, theirs = plain.state.tensors(), trainer.state.tensors()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-4, msg=name)

@@ -98,6 +98,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], R
 @pytest.mark.parametrize("name", problems.RECIPES)
 def test_every_recipe_trains_two_steps(tmp_path: Path, name: str) -> None:
     trainer = problems.make_trainer(tmp_path / "run", name, ["training.accumulate=1"])
+    problems.some_evidence(trainer.state.networks.encoder)
     before = {
         part: [parameter.detach().clone() for parameter in network.parameters()]
         for part, network in trainer.state.networks.parts().items()
@@ -183,6 +184,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path: Path) ->
     for batch, accumulate in ((8, 1), (4, 2), (2, 4)):
         sizes = [f"training.batch_size={batch}", f"training.accumulate={accumulate}"]
         trainer = problems.make_trainer(tmp_path / str(batch), "fast", [*settings, *sizes])
+        problems.some_evidence(trainer.state.networks.encoder)
         statistics.append({key: float(value) for key, value in trainer.step().items()})
         assert trainer.state.images == 8
         weights.append(trainer.state.tensors())

@@ -167,7 +167,8 @@ def test_an_explosion_returns_to_a_checkpoint_from_before_it(
 
 def measured(trainer: Trainer, count: int = 12) -> dict[str, float]:
     images = problems.images(count).batch(range(count))
-    found = measure_health(trainer.state, images, trainer.classifier, "probabilities")
+    told = trainer.recipe.network.condition
+    found = measure_health(trainer.state, images, trainer.classifier, told)
     return {key: float(value) for key, value in found.items()}
 
 

@@ -17,6 +17,7 @@ from torch.utils import tensorboard
 
 import training_problems as problems
 from stylex.errors import RunError
+from stylex.networks import Encoder
 from stylex.run import Run
 from stylex.training.watching import MetricsLog, RecentStatistics, save_samples, to_grid
 
@@ -175,15 +176,26 @@ def test_a_grid_puts_rows_below_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("fast", 3), ("study", 4), ("stylex", 5), ("vdv", 5), ("stylegan2", 2)]
+    ("name", "assignments", "rows"),
+    [
+        ("fast", (), 3),
+        ("fast", problems.BY_CLASS, 4),
+        ("study", (), 4),
+        ("stylex", (), 5),
+        ("vdv", (), 5),
+        ("stylegan2", (), 2),
+    ],
+    ids=["fast", "fast by class", "study", "stylex", "vdv", "stylegan2"],
 )
-def test_a_sample_grid_shows_what_the_recipe_has(tmp_path: Path, name: str, rows: int) -> None:
+def test_a_sample_grid_shows_what_the_recipe_has(
+    tmp_path: Path, name: str, assignments: tuple[str, ...], rows: int
+) -> None:
     """Images, reconstructions and, with an encoder, one row a class, or a component of evidence in use.
 
     One row more with a mapping network.
     """
-    trainer = problems.make_trainer(tmp_path / "run", name)
-    if name == "fast":
+    trainer = problems.make_trainer(tmp_path / "run", name, assignments)
+    if trainer.recipe.network.condition == "evidence":
         evidence: Any = trainer.state.averages["encoder"].evidence
         evidence.unmixing[:1] = 1.0  # one component in use
     trainer.state.images = 12_345
@@ -204,3 +216,24 @@ def test_rows_of_classes_differ_in_the_condition_alone(tmp_path: Path) -> None:
     assert (rows[2] == rows[3]).all()
     assert (rows[1] == rows[2]).all()
     assert (rows[0] != rows[1]).any()
+
+
+def test_rows_of_evidence_turn_one_component_each(tmp_path: Path) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "fast", ["network.evidence_components=3"])
+    generator, encoder = trainer.state.averages["generator"], trainer.state.averages["encoder"]
+    assert isinstance(encoder, Encoder)
+    problems.some_evidence(encoder)
+    images = trainer.watch.batch(range(3))
+    before = encoder.told(images)
+    generator.affine_weight.data[:, -2] = 0.0  # type: ignore[union-attr, operator]
+    save_samples(trainer.run, trainer.watch, trainer.classifier, trainer.state, problems.HARDWARE)
+    with Image.open(trainer.run.path / "samples" / "000000.png") as picture:
+        rows = np.asarray(picture).reshape(5, 16, -1)
+    assert (rows[3] == rows[1]).all()  # what the generator does not read does not show
+    assert (rows[2] != rows[1]).any()
+    assert (rows[4] != rows[1]).any()
+    turned = before.clone()
+    turned[:, 0] = torch.where(before[:, 0] > 0, -0.5, 0.5)
+    with torch.no_grad():
+        fake = generator(torch.cat([encoder(images), turned], dim=1))
+    assert (rows[2] == to_grid([fake])).all()

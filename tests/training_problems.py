@@ -14,6 +14,7 @@ from stylex.classifiers.architectures import SmallCNN
 from stylex.config import Recipe, RunConfig, load_recipe
 from stylex.data.images import ImageSet
 from stylex.hardware import Hardware
+from stylex.networks import Encoder
 from stylex.run import Run
 from stylex.training.loop import Trainer, TrainingResult, train
 
@@ -79,6 +80,16 @@ def classifier(seed: int = 0, **options: Any) -> Classifier:
         network.head.weight.mul_(2 / logits.std(dim=0)[:, None])
         network.head.bias.mul_(2 / logits.std(dim=0)).sub_(logits.mean(dim=0) * 2 / logits.std(dim=0))
     return explained
+
+
+def some_evidence(encoder: Encoder | None) -> None:
+    """Give an encoder evidence with random numbers, every component in use, where it has any at all.
+
+    Until it is fitted all components are 0: what is told of an image would be the same for all.
+    """
+    if encoder is not None and encoder.evidence is not None:
+        for buffer in encoder.evidence.buffers():
+            buffer.normal_(std=0.1, generator=torch.Generator().manual_seed(buffer.numel()))
 
 
 def make_run(path: Path, name: str, assignments: Sequence[str] = (), *, resolution: int = RESOLUTION) -> Run:

@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 from stylex.config import Recipe
+from stylex.errors import ConfigError
 from stylex.networks.evidence import Evidence
 from stylex.networks.generator import Generator
 from stylex.networks.mapping import Mapping
 from stylex.networks.residual import Discriminator, Encoder
+
+MOST_CLASSES = 16
+"""With evidence as condition: what finding components takes grows with the third power of the classes."""
 
 
 @dataclass
@@ -38,8 +42,16 @@ def build(recipe: Recipe, resolution: int, classes: int, seed: int = 0) -> Netwo
     """Networks with fresh weights for images of `resolution` and a classifier of `classes` classes.
 
     Weights depend on the seed alone; the global random state is left as it was.
+
+    Raises:
+        ConfigError: evidence as condition, and more classes than it is made for.
     """
     settings = recipe.network
+    if settings.condition == "evidence" and classes > MOST_CLASSES:
+        raise ConfigError(
+            f"network.condition: evidence is made for {MOST_CLASSES} classes at most, these are {classes}; "
+            "train with --set network.condition=probabilities --set loss.evidence=0"
+        )
     components = settings.evidence_components or 4 * classes
     condition = {"none": 0, "evidence": components}.get(settings.condition, classes)
     outputs = {"plain": 1, "classes": condition, "real+classes": condition + 1}[settings.discriminator]

@@ -71,6 +71,11 @@ class Evidence(nn.Module):
         return F.linear(self.maps(images).flatten(1) - self.mean, self.unmixing)
 
     @property
+    def in_use(self) -> Tensor:
+        """How many components were needed, the first ones; at least 1, where the numbers are."""
+        return (self.unmixing != 0).any(dim=1).sum().clamp_min(1)
+
+    @property
     def used(self) -> int:
         """Components that were needed, the first ones."""
         return int((self.unmixing != 0).any(dim=1).sum())

@@ -23,14 +23,24 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def _make_fir_kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    taps = torch.tensor(FIR_TAPS, dtype=torch.float32)
+    kernel = torch.outer(taps, taps) * (gain / sum(FIR_TAPS) ** 2)
+    # in this layout oneDNN's gradients of depthwise convolutions are fastest
+    kernel = kernel.to(dtype).expand(channels, 1, 4, 4).contiguous(memory_format=torch.channels_last)
+    return kernel.to(device)
+
+
 @cache
-def _fir_kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _kept_fir_kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():  # made once, used everywhere
-        taps = torch.tensor(FIR_TAPS, dtype=torch.float32)
-        kernel = torch.outer(taps, taps) * (gain / sum(FIR_TAPS) ** 2)
-        # in this layout oneDNN's gradients of depthwise convolutions are fastest
-        kernel = kernel.to(dtype).expand(channels, 1, 4, 4).contiguous(memory_format=torch.channels_last)
-        return kernel.to(device)
+        return _make_fir_kernel(channels, gain, dtype, device)
+
+
+def _fir_kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept on GPUs, where nothing can be copied while a graph is recorded; not where exporters trace.
+    kept = device.type == "cuda"
+    return (_kept_fir_kernel if kept else _make_fir_kernel)(channels, gain, dtype, device)
 
 
 def _filter(images: Tensor, padding: int, stride: int, gain: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylex.attfind.effects import log_odds
+from stylex.attfind.effects import Activation, log_odds
 from stylex.classifiers import Classifier
 from stylex.data import ImageSet
 from stylex.errors import DataError
@@ -47,20 +47,25 @@ class EvidenceFit:
     Attributes:
         explained: share of the variance of the log-odds that the student accounts for, on held-out images.
         held: share of the student's variance that the components hold.
-        shares: of each component in use, its standard deviation over that of the log-odds, largest first.
+        shares: of each component in use, its deviation over that of the student's log-odds, largest first.
     """
 
     explained: float
     held: float
     shares: tuple[float, ...]
 
+    @property
+    def accounted(self) -> float:
+        """Share of the variance of the log-odds that the components hold."""
+        return max(0.0, self.explained * self.held)
+
     def __str__(self) -> str:
         shares = ", ".join(f"{share:.2f}" for share in self.shares)
         words = (
-            f"local evidence accounts for {100 * self.explained:.1f} % of the classifier's log-odds; "
+            f"local evidence accounts for {100 * self.accounted:.1f} % of the classifier's log-odds; "
             f"{len(self.shares)} components, their shares {shares}"
         )
-        if self.explained < FAIR:
+        if self.accounted < FAIR:
             words += (
                 "; the components can change only what it accounts for: compare with "
                 "--set network.condition=probabilities --set loss.evidence=0"
@@ -111,7 +116,7 @@ def fit_evidence(
     _fold(student, evidence)
     order = np.random.default_rng(derive_seed(seed, "evidence maps")).permutation(len(images))
     maps = _maps(evidence, images, np.sort(order[:MOST_MAPS]), hardware)
-    held, shares = _decompose(evidence, maps, seed)
+    held, shares = _decompose(evidence, maps, classifier.activation, seed)
     return EvidenceFit(explained, held, shares)
 
 
@@ -120,7 +125,7 @@ def _targets(images: ImageSet, classifier: Classifier, hardware: Hardware) -> Te
     """Log-odds [N, K] of all images."""
     found = [
         log_odds(
-            classifier(images.batch(part).to(hardware.device)).double().cpu().numpy(), classifier.activation
+            classifier(images.batch(part).to(hardware.device)).cpu().double().numpy(), classifier.activation
         )
         for part in _parts(len(images))
     ]
@@ -242,14 +247,14 @@ def _maps(
     """Maps of evidence [N, L · 16 · 16]."""
     parts = np.array_split(chosen, -(-len(chosen) // 256))
     found = [
-        evidence.maps(images.batch(part).to(hardware.device)).flatten(1).double().cpu() for part in parts
+        evidence.maps(images.batch(part).to(hardware.device)).flatten(1).cpu().double() for part in parts
     ]
     rows: npt.NDArray[np.float64] = torch.cat(found).numpy()
     return rows
 
 
 def _decompose(
-    evidence: Evidence, maps: npt.NDArray[np.float64], seed: int
+    evidence: Evidence, maps: npt.NDArray[np.float64], activation: Activation, seed: int
 ) -> tuple[float, tuple[float, ...]]:
     """Set the evidence's mean, unmixing and contributions from maps [N, L · 16 · 16]."""
     from sklearn.decomposition import FastICA
@@ -285,8 +290,9 @@ def _decompose(
     total = np.sqrt((centred @ summing).var(axis=0))
     shares = np.abs(contributions / np.maximum(total, 1e-12)).max(axis=1)
     order = np.argsort(-shares, kind="stable")
-    largest = np.abs(contributions).argmax(axis=1) if evidence.outputs > 2 else np.full(count, 1)
-    sign = np.sign(contributions[np.arange(count), largest])
+    pair = activation == "softmax" and evidence.outputs == 2
+    largest = np.full(count, 1) if pair else np.abs(contributions).argmax(axis=1)
+    sign = np.where(contributions[np.arange(count), largest] < 0, -1.0, 1.0)
     unmixing = (unmixing * sign[:, None])[order]
     contributions = (contributions * sign[:, None])[order]
     evidence.mean.copy_(torch.from_numpy(mean))

@@ -20,6 +20,11 @@ from stylex.training.randomness import Draws
 WARM_UP = 3
 """Steps of a kind that run as they are before they are recorded: libraries choose their kernels then."""
 
+
+class RecordingError(Exception):
+    """A phase does something that no graph can hold, such as a classifier that waits for its own numbers."""
+
+
 Key = tuple[str, str, bool, tuple[str, ...]]
 """A kind of step: its latents and those of path length, whether it is judged, and the phases that are due."""
 
@@ -118,10 +123,18 @@ class Program:
         """Do `work`, the phase's forward and backward on this batch, recording it if that was not done yet.
 
         Afterwards the gradients of `parameters`, which were None before, are what a run of `work` leaves.
+
+        Raises:
+            RecordingError: nothing has been computed then.
         """
         found = self.recorded.get(phase.name)
         if found is None:
-            graph = self.capture(work)
+            try:
+                graph = self.capture(work)
+            except RuntimeError as error:
+                for parameter in parameters:
+                    parameter.grad = None
+                raise RecordingError(str(error)) from error
             gradients = [(each, each.grad) for each in parameters if each.grad is not None]
             found = self.recorded[phase.name] = _Recorded(graph, gradients)
         found.graph.replay()
@@ -156,7 +169,8 @@ class Programs:
     def program(self, batch: Batch, due: Iterable[Phase], path_length_kind: str) -> Program | None:
         """The program for a step, loaded with its batch; None while the step is still run as it is."""
         assert not isinstance(batch.adversarial_share, Tensor)
-        key = (batch.kind, path_length_kind, batch.judged, tuple(phase.name for phase in due))
+        names = tuple(phase.name for phase in due)
+        key = (batch.kind, path_length_kind if "path_length" in names else "", batch.judged, names)
         seen = self._seen[key] = self._seen.get(key, 0) + 1
         if seen <= WARM_UP:
             batch.random = self._noted[key] = Noted(batch.random)

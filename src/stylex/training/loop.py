@@ -36,7 +36,7 @@ from stylex.training.checkpoint import (
 )
 from stylex.training.components import fit_components
 from stylex.training.evidence import FAIR, fit_evidence
-from stylex.training.graphs import Program, Programs
+from stylex.training.graphs import Program, Programs, RecordingError
 from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.randomness import DataOrder, StepRandom
@@ -243,15 +243,17 @@ class Trainer:
             return
         evidence = encoder.evidence
         seed, kimg = self.run.config.seed, self.recipe.training.evidence_kimg
-        fit = fit_evidence(evidence, self.images, self.classifier, self.hardware, seed, kimg)
-        if self.world.size > 1:  # the devices' convolutions may differ in the last digits
-            first = self.world.share(evidence.state_dict() if self.world.first else {})[0]
-            evidence.load_state_dict(first)
+        fit = None
+        if self.world.first:  # it is small, and the devices' convolutions may differ in the last digits
+            fit = fit_evidence(evidence, self.images, self.classifier, self.hardware, seed, kimg)
+        if self.world.size > 1:
+            own = {key: value.cpu() for key, value in evidence.state_dict().items()}
+            evidence.load_state_dict(self.world.share(own if self.world.first else {})[0])
         average = self.state.averages["encoder"]
         average.load_state_dict(encoder.state_dict())
-        if self.world.first:
+        if fit is not None:
             write_json(self.run.evidence_file, fit.to_json())
-            log.log(logging.WARNING if fit.explained < FAIR else logging.INFO, "%s", fit)
+            log.log(logging.WARNING if fit.accounted < FAIR else logging.INFO, "%s", fit)
 
     def _check_same_start(self) -> None:
         """All processes hold the same numbers, or would drift apart: averaged gradients go to each."""
@@ -324,7 +326,7 @@ class Trainer:
         state.step += 1
         state.images += self.images_per_step
         self._average()
-        if program is not None:
+        if program is not None and self.programs is not None:
             batches[0].statistics |= program.statistics()
         return _mean_statistics(batches)
 
@@ -360,10 +362,17 @@ class Trainer:
             for parameter in parameters:
                 parameter.requires_grad_(name == optimiser)
         for phase in joined:
-            if program is not None:
+            if program is not None and self.programs is not None:
                 work = partial(self.loss.accumulate_gradients, phase, program.batch)
-                program.run(phase, work, self.parameters[optimiser])
-                continue
+                try:
+                    program.run(phase, work, self.parameters[optimiser])
+                    continue
+                except RecordingError as error:
+                    log.warning("steps are not recorded as CUDA graphs: %s", str(error).splitlines()[0])
+                    self.programs = None
+                    batches[:] = [self._batch(0)]
+                    if phase.name != "generator":  # which has run already
+                        batches[0].fake, batches[0].condition = program.batch.fake, program.batch.condition
             for batch in batches:
                 if self.loss.takes_part(phase, batch):
                     self.loss.accumulate_gradients(phase, batch, gain=1.0 / len(batches))

@@ -221,8 +221,15 @@ class StylexLoss:
             return first
         second = whole[random.permutation(len(condition))]
         taken = random.uniform(*condition.shape) < 0.5
-        taken[::2] = True
+        taken[self._known(len(taken))] = True
         return torch.where(taken, first, second)
+
+    def _known(self, count: int) -> slice:
+        """Of this process's images those whose swapped evidence comes from one image: every second of all."""
+        world = self.world
+        if world.size % 2 == 0:  # image j of process r is number j · R + r of the whole batch
+            return slice(None) if world.rank % 2 == 0 else slice(0, 0)
+        return slice(world.rank % 2, None, 2)
 
     def _augmented(self, images: Tensor, random: Draws) -> Tensor:
         """Images as the discriminator is to see them; nothing else ever sees them so."""
@@ -303,8 +310,11 @@ class StylexLoss:
         loss = loss + self._faithfulness(batch, fake, order)
         if weights.evidence > 0:
             assert condition is not None
-            assert self.networks.encoder is not None
-            apart = (self.networks.encoder.told(fake) - condition).square().mean() / DEVIATION**2
+            encoder = self.networks.encoder
+            assert encoder is not None
+            assert encoder.evidence is not None
+            squared = (encoder.told(fake) - condition).square().sum(dim=1).mean()
+            apart = squared / (DEVIATION**2 * encoder.evidence.in_use)
             batch.statistics[f"{batch.kind}/evidence"] = apart.detach()
             loss = loss + weights.evidence * apart
         if weights.latent_l1 > 0:
@@ -320,10 +330,19 @@ class StylexLoss:
         weights, note = self.recipe.loss, batch.statistics
         activation = self.classifier.activation
         target = self.classifier.probabilities(self._logits(batch))
+        weight = 1.0
         if order is not None:
-            # What a classifier must say of parts of the evidence of two images is not known.
-            known = slice(None, None, 2 if self._evidence_told else 1)
-            target, fake = self.world.gather(target)[order][known], fake[known]
+            target = self.world.gather(target)[order]
+            if self._evidence_told:
+                # What a classifier must say of parts of the evidence of two images is not known.
+                known, size = self._known(len(fake)), self.world.size
+                whole = -(-len(fake) * size // 2)
+                weight = len(range(*known.indices(len(fake)))) * size / whole
+                if weight == 0:  # the other processes have them; all note the same statistics
+                    nothing = fake.sum() * 0
+                    note[f"{batch.kind}/kl"] = note[f"{batch.kind}/agreement"] = nothing.detach()
+                    return nothing
+                target, fake = target[known], fake[known]
         # With the classifier's own features as perceptual distance, one pass gives logits and features.
         features = None
         if batch.real_features is not None:
@@ -331,9 +350,9 @@ class StylexLoss:
         else:
             fake_logits = self.classifier(fake)
         kl = divergence(fake_logits, target, activation)
-        note[f"{batch.kind}/kl"] = kl.detach()
-        note[f"{batch.kind}/agreement"] = agreement(fake_logits, target, activation)
-        loss = weights.kl * kl
+        note[f"{batch.kind}/kl"] = kl.detach() * weight
+        note[f"{batch.kind}/agreement"] = agreement(fake_logits, target, activation) * weight
+        loss = weights.kl * weight * kl
         if batch.kind == "encode":
             difference = fake - batch.images
             l1 = difference.abs().mean()

@@ -119,7 +119,9 @@ def adopt(networks: Networks, origin: Origin, classes: int, *, sums_to_one: bool
         own = part.state_dict()
         features = networks.generator.condition_features
         evidence = networks.encoder is not None and networks.encoder.evidence is not None
-        before = features if evidence else classes
+        before = classes
+        if evidence:
+            before = origin.tensors["generator/affine_weight"].shape[1] - networks.generator.latent_features
         afresh = features > 0 and (evidence or features != classes)
         if name == "encoder":
             found |= {key: value for key, value in own.items() if key.startswith("evidence.")}

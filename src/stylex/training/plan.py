@@ -35,7 +35,6 @@ SCHEDULE_KEYS = (
     "sparsity.start_kimg",
     "sparsity.ramp_kimg",
     "training.ema_halflife_kimg",
-    "training.evidence_kimg",
 )
 """Settings that say when in a training something happens, and so scale with its length."""
 
