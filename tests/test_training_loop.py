@@ -184,7 +184,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path: Path) ->
     for batch, accumulate in ((8, 1), (4, 2), (2, 4)):
         sizes = [f"training.batch_size={batch}", f"training.accumulate={accumulate}"]
         trainer = problems.make_trainer(tmp_path / str(batch), "fast", [*settings, *sizes])
-        problems.some_evidence(trainer.state.networks.encoder)
+        trainer.fit_evidence()
         statistics.append({key: float(value) for key, value in trainer.step().items()})
         assert trainer.state.images == 8
         weights.append(trainer.state.tensors())

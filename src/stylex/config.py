@@ -208,7 +208,8 @@ class TrainingSettings(Settings):
         None, description="augmentation has x-flips and 90° rotations; by default as mirror"
     )
     evidence_kimg: Positive = Field(
-        100.0, description="images that the student of the classifier's evidence sees, before training begins"
+        100.0,
+        description="images that the student of the classifier's evidence sees, before training begins; at most total_kimg",
     )
     ema_halflife_kimg: Positive = 10.0
     ema_rampup: float | None = Field(0.05, gt=0, description="cap of the half-life as a share of images seen")

@@ -20,7 +20,7 @@ from stylex.hardware import Hardware, place
 from stylex.networks.evidence import DEVIATION, MAP_SIZE, WIDTHS, Evidence, halvings, reduced
 from stylex.training.randomness import derive_seed
 
-FEWEST = 10
+FEWEST = 2
 """Training images; far more are needed for components that mean something."""
 
 BATCH = 64
@@ -183,7 +183,7 @@ def _train(
     """A trained student whose maps sum to `target` [N, L], and how much of it they account for."""
     random = np.random.default_rng(derive_seed(seed, "evidence order"))
     order = random.permutation(len(images))
-    held_out, rest = np.array_split(order, [max(2, min(1000, len(images) // 10))])
+    held_out, rest = np.array_split(order, [max(1, min(1000, len(images) // 10))])
     student = _Student(min(evidence.resolution, 64), evidence.outputs)
     place(student, hardware)
     optimiser = torch.optim.Adam(student.parameters(), LEARNING_RATE)

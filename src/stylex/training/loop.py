@@ -242,7 +242,8 @@ class Trainer:
         if encoder is None or encoder.evidence is None:
             return
         evidence = encoder.evidence
-        seed, kimg = self.run.config.seed, self.recipe.training.evidence_kimg
+        settings = self.recipe.training
+        seed, kimg = self.run.config.seed, min(settings.evidence_kimg, settings.total_kimg)
         fit = None
         if self.world.first:  # it is small, and the devices' convolutions may differ in the last digits
             fit = fit_evidence(evidence, self.images, self.classifier, self.hardware, seed, kimg)
