@@ -56,7 +56,8 @@ BY_CLASS = ("network.condition=probabilities", "loss.evidence=0")
 def recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     """A published recipe with tiny networks; the classifier's features stand in for what is downloaded."""
     perceptual = () if name == "stylegan2" else ("loss.perceptual_network=classifier",)
-    return load_recipe(name, [*TINY, *perceptual, *assignments])
+    evidence = ("network.condition=evidence", "loss.evidence=1") if name == "fast" else ()
+    return load_recipe(name, [*TINY, *perceptual, *evidence, *assignments])
 
 
 def images(count: int = 12, resolution: int = RESOLUTION, seed: int = 0) -> ImageSet:

@@ -209,7 +209,8 @@ class TrainingSettings(Settings):
     )
     evidence_kimg: Positive = Field(
         100.0,
-        description="images that the student of the classifier's evidence sees, before training begins; at most total_kimg",
+        description="images that the student of the classifier's evidence sees before training, "
+        "at most total_kimg",
     )
     ema_halflife_kimg: Positive = 10.0
     ema_rampup: float | None = Field(0.05, gt=0, description="cap of the half-life as a share of images seen")
