@@ -276,7 +276,10 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
             p, q = target.softmax(1)[known], classifier(batch.fake).softmax(1)[known]
             if told_evidence:
                 assert scored is not None
-                values["evidence"] = (networks.encoder.told(batch.fake) - scored).square().mean() / 0.25
+                evidence = networks.encoder.evidence
+                assert evidence is not None
+                apart = (networks.encoder.told(batch.fake) - scored)[:, : evidence.used]
+                values["evidence"] = apart.square().mean() / 0.25
             values["kl"] = torch.from_numpy(rel_entr(p.numpy(), q.numpy())).sum(dim=1).mean()
             again = networks.encoder(batch.fake) - networks.encoder.project(batch.fake)
             values["latent_l1"] = (again - w).abs().mean()
@@ -289,32 +292,42 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
     return total, expected, batch
 
 
+@pytest.mark.parametrize("by_class", [True, False])
 @pytest.mark.parametrize("kind", ["encode", "swap"])
-def test_generator_loss_of_fast_is_the_weighted_sum_of_its_terms(tmp_path: Path, kind: StepKind) -> None:
-    trainer = problems.make_trainer(tmp_path / "run", "fast", [JUDGE_ALL])
+def test_generator_loss_of_fast_is_the_weighted_sum_of_its_terms(
+    tmp_path: Path, kind: StepKind, by_class: bool
+) -> None:
+    """As it is published, and with evidence as condition."""
+    assignments = [JUDGE_ALL, *problems.BY_CLASS] if by_class else [JUDGE_ALL]
+    trainer = problems.make_trainer(tmp_path / "run", "fast", assignments)
     trainer.resume()
     encoder = trainer.state.networks.encoder
     assert encoder is not None
     assert bool((encoder.component_weight != 0).any())
+    if encoder.evidence is not None:
+        encoder.evidence.unmixing[5:] = 0  # of eight: what is not in use does not count
     total, terms, batch = term_by_term(trainer, kind)
     assert total == pytest.approx(sum(terms.values()), rel=1e-4)
-    assert set(terms) == {"adversarial", "kl", "latent_l1", "evidence"} | (
+    assert set(terms) == {"adversarial", "kl", "latent_l1"} | (set() if by_class else {"evidence"}) | (
         {"l1", "l2", "perceptual"} if kind == "encode" else set()
     )
     assert min(terms.values()) > 0.001
-    evidence = encoder.told(batch.images)
+    classifier = trainer.classifier
+    own = classifier.probabilities(classifier(batch.images)) if by_class else encoder.told(batch.images)
     assert batch.condition is not None
     if kind == "encode":
-        torch.testing.assert_close(batch.condition, evidence)
-    else:
+        torch.testing.assert_close(batch.condition, own)
+        return
+    draws = fresh_random()
+    draws.uniform(4, 1)
+    draws.permutation(4)
+    expected = own[draws.permutation(4)]
+    if not by_class:
         # Of every second image all components are another's; of the rest each is one of two others'.
-        draws = fresh_random()
-        draws.uniform(4, 1)
-        draws.permutation(4)
-        first, second = evidence[draws.permutation(4)], evidence[draws.permutation(4)]
-        mixed = torch.where(draws.uniform(*evidence.shape) < 0.5, first, second)
-        mixed[::2] = first[::2]
-        torch.testing.assert_close(batch.condition, mixed)
+        second = own[draws.permutation(4)]
+        mixed = torch.where(draws.uniform(*own.shape) < 0.5, expected, second)
+        expected = torch.cat([expected[:1], mixed[1:2], expected[2:3], mixed[3:]])
+    torch.testing.assert_close(batch.condition, expected)
 
 
 def test_on_z_steps_there_is_the_adversarial_loss_alone(tmp_path: Path) -> None:

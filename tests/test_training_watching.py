@@ -236,4 +236,4 @@ def test_rows_of_evidence_turn_one_component_each(tmp_path: Path) -> None:
     turned[:, 0] = torch.where(before[:, 0] > 0, -0.5, 0.5)
     with torch.no_grad():
         fake = generator(torch.cat([encoder(images), turned], dim=1))
-    assert (rows[2] == to_grid([fake])).all()
+    assert (rows[2] == to_grid([fake]).reshape(16, -1)).all()
