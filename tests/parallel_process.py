@@ -24,12 +24,12 @@ DEVIATION = ("training.batch_size=8", "network.deviation_group=4", "loss.r1_inte
 
 CASES: dict[str, tuple[str, Sequence[str], int]] = {
     "encode": ("fast", (*DEVIATION, "loss.path_length_interval=2"), 0),
-    "swap": ("fast", (*DEVIATION, "loss.path_length_interval=1", "training.noise=random"), 1),
-    "swapped classes": (
+    "swap": (
         "fast",
-        (*problems.BY_CLASS, *DEVIATION, "loss.path_length_interval=1", "training.noise=random"),
+        (*DEVIATION, "loss.path_length_interval=1", "training.noise=random"),
         3,  # at step 1 rounding decides on which side of a kink an activation lies
     ),
+    "evidence": ("evidence", (*DEVIATION, "loss.path_length_interval=1", "training.noise=random"), 1),
     "sample": ("stylex", (*DEVIATION, "loss.path_length_interval=1", "training.style_mixing=0.9"), 1),
     "plain": ("stylegan2", DEVIATION, 0),
     "logits": ("study", DEVIATION, 0),

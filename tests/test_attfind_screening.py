@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,18 @@ import torch
 
 import problems
 import training_problems
-from stylex.attfind import load_discovery, load_findings, screening, search
+from stylex.attfind import load_discovery, load_findings, screened_sweep, screening, search
 from stylex.attfind.attributes import select
 from stylex.attfind.effects import log_odds_effects
+from stylex.attfind.screened_sweep import screening_notes as notes_of
 from stylex.attfind.screening import FIRST_IMAGES, GROWTH, Resampled, first_order_effects, stages, survivors
 from stylex.attfind.search import discover, load_logits
-from stylex.attfind.search import screening as notes_of
 from stylex.attfind.shards import ScreenedShards
 from stylex.attfind.sweep import sweep
 from stylex.data.images import ImageSet
 from stylex.errors import DataError, RunError
 from stylex.run import Run
 
-SEARCH = sys.modules["stylex.attfind.search"]  # the package's name of it is the function
 SETTINGS = problems.everything(images_per_class=40, sweep="screened", batch_size=8)
 """80 images: 16 in the first stage, 64 in the second."""
 
@@ -131,7 +129,7 @@ def test_first_order_effects_of_a_linear_model_are_its_effects() -> None:
 def test_first_order_effects_say_what_is_strong_and_which_images_are_unstable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     found = discover(model, pictures(), SETTINGS)
     size = found.space.size
     effects = np.full((len(found.names), 2, size, 2), 1e-3, np.float32)
@@ -153,7 +151,7 @@ def test_first_order_effects_say_what_is_strong_and_which_images_are_unstable(
 
 
 def test_without_gradients_there_are_no_first_order_effects() -> None:
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     found = discover(model, pictures(), SETTINGS)
     model.classifier.network.differentiable = False  # type: ignore[assignment]
     before = found.logits.numpy()
@@ -161,7 +159,7 @@ def test_without_gradients_there_are_no_first_order_effects() -> None:
 
 
 def test_the_same_attributes_from_less_work(run: Run, tmp_path: Path) -> None:
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     whole_run = training_problems.make_run(tmp_path / "whole", "fast")
     whole = search(whole_run, model, pictures(), SETTINGS.model_copy(update={"sweep": "exact"}))
     screened = search(run, model, pictures(), SETTINGS)
@@ -178,7 +176,7 @@ def test_the_same_attributes_from_less_work(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_killed_screened_search_goes_on(run: Run, tmp_path: Path) -> None:
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     other = training_problems.make_run(tmp_path / "other", "fast")
     whole = search(other, model, pictures(), SETTINGS)
     for at in (6, 30, 75):
@@ -201,7 +199,7 @@ def test_a_killed_screened_search_goes_on(run: Run, tmp_path: Path) -> None:
 
 
 def test_what_needs_every_effect_is_refused_or_measured(run: Run) -> None:
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     with pytest.raises(DataError, match="--exact"):
         search(run, model, pictures(), SETTINGS, one_vs_one=True)
     with pytest.raises(DataError, match="--exact"):
@@ -215,13 +213,13 @@ def test_what_needs_every_effect_is_refused_or_measured(run: Run) -> None:
 
 
 def test_more_than_a_hundred_images_are_screened(run: Run) -> None:
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     settings = SETTINGS.model_copy(update={"sweep": "auto", "images_per_class": 60})
     assert search(run, model, pictures(300), settings).settings.sweep == "screened"
 
 
 def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     found = discover(model, pictures(), SETTINGS)
     plan = stages(found.logits.numpy(), "softmax", 0)
     shards = ScreenedShards(tmp_path, "k", found.logits, found.space.size, "fp16", plan)
@@ -261,12 +259,12 @@ def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:
 def test_what_was_judged_is_kept_and_what_is_damaged_is_measured_again(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     whole = search(run, model, pictures(), SETTINGS)
     file = next((run.path / "effects").glob("stage-0-000001*"))
     content = file.read_bytes()
     file.write_bytes(b"damaged")
-    monkeypatch.setattr(SEARCH, "survivors", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr(screened_sweep, "survivors", lambda *_: pytest.fail("judged again"))
     seen: list[int] = []
     assert search(run, model, pictures(), SETTINGS, lambda done, total: seen.append(done)) == whole
     assert file.read_bytes() == content
@@ -275,12 +273,12 @@ def test_what_was_judged_is_kept_and_what_is_damaged_is_measured_again(
 
 def test_a_rare_cause_is_protected_to_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What first-order effects bring back may be weak on the images of every stage but the last."""
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     protected = np.zeros(discover(model, pictures(), SETTINGS).space.size, bool)
     protected[17] = True
-    monkeypatch.setattr(SEARCH, "first_order", lambda *_: screening.FirstOrder(protected, None))
+    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: screening.FirstOrder(protected, None))
     nothing = lambda effects, *_: (np.zeros(effects.shape[2], bool), 1.0)  # noqa: E731
-    monkeypatch.setattr(SEARCH, "survivors", nothing)
+    monkeypatch.setattr(screened_sweep, "survivors", nothing)
     found = search(run, model, pictures(), SETTINGS)
     assert {entry.coordinate for entries in found.attributes.values() for entry in entries} == {17}
     assert [note["changes_left"] for note in notes_of(run)] == [2, 2]
@@ -288,12 +286,12 @@ def test_a_rare_cause_is_protected_to_the_end(run: Run, monkeypatch: pytest.Monk
 
 def test_unstable_images_are_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of few changes no share of all can be told: who is unstable is found before."""
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     before = discover(model, pictures(), SETTINGS).logits.numpy()
     last = list(stages(before, "softmax", run.config.seed).images(2))
     unstable = np.zeros(80, bool)
     unstable[last[:5]] = True
     none = np.zeros(discover(model, pictures(), SETTINGS).space.size, bool)
-    monkeypatch.setattr(SEARCH, "first_order", lambda *_: screening.FirstOrder(none, unstable))
+    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: screening.FirstOrder(none, unstable))
     settings = SETTINGS.model_copy(update={"unstable_threshold": 1e6})
     assert search(run, model, pictures(), settings).unstable == 5

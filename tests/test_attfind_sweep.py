@@ -200,7 +200,6 @@ def test_sizes_of_memory() -> None:
 def test_a_batch_is_probed_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = problems.tiny_model()
     styles, space = encoded(model)
-    styles = styles.mean(dim=0, keepdim=True)  # between all ends, so that every change moves
     threads = torch.get_num_threads()
     choice = choose_batch(model, space, styles, 1.0)
     assert choice.reason == "probed"

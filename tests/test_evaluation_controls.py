@@ -25,8 +25,7 @@ from stylex.run import Run
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("controls") / "run"
-    # With the class as condition: two images or more of each class are clear enough for Wu et al.
-    model = problems.tiny_model("fast", training_problems.BY_CLASS)
+    model = problems.tiny_model()
     run = problems.save_tiny_run(folder, model)
     search(run, model, training_problems.images(16), problems.everything(count=4))
     return folder

@@ -106,8 +106,7 @@ def test_a_collapse_is_called_one(
 
     monkeypatch.setattr(Trainer, "_average", collapsing)
     plain = ("network.condition=none", "network.discriminator=plain", "network.encoder_components=0")
-    plain += ("loss.evidence=0", "training.schedule=[encode]", "sparsity.threshold=0")
-    config = configs(script, 0.04, *plain)["none"]
+    config = configs(script, 0.04, *plain, "training.schedule=[encode]", "sparsity.threshold=0")["none"]
     found = script.run_arm(tmp_path / "run", config, savable(setup))
     assert found["encoder_variance"] < 1e-9
     assert found["diversity_of_reconstructions"] < 1e-6

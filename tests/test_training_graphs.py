@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import training_problems as problems
 from stylex.hardware import Hardware
 from stylex.parallel import ALONE, World
-from stylex.training.graphs import WARM_UP, Graph, Programs
-from stylex.training.loop import Trainer, can_record
+from stylex.training.graphs import WARM_UP, Graph, Programs, can_record
+from stylex.training.loop import Trainer
 
 
 class Again:
@@ -81,7 +81,7 @@ def run(path: Path, recipe: str, steps: int, *, recorded: bool) -> tuple[Trainer
     return trainer, found
 
 
-@pytest.mark.parametrize("recipe", ["fast", "stylex", "stylegan2", "study"])
+@pytest.mark.parametrize("recipe", ["fast", "evidence", "stylex", "stylegan2", "study"])
 def test_recorded_steps_are_the_same_steps(recipe: str, tmp_path: Path) -> None:
     steps = 12 * (WARM_UP + 1)
     plain, expected = run(tmp_path / "plain", recipe, steps, recorded=False)
@@ -110,8 +110,8 @@ def test_what_cannot_be_recorded_is_run_as_it_is(
 ) -> None:
     """A classifier that waits for its own numbers, say: training goes on, and finds the same."""
     settings = ["loss.path_length_interval=4", "loss.r1_interval=4"]
-    plain = problems.make_trainer(tmp_path / "plain", "fast", settings)
-    trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
+    plain = problems.make_trainer(tmp_path / "plain", "evidence", settings)
+    trainer = problems.make_trainer(tmp_path / "run", "evidence", settings)
     attempts: list[int] = []
 
     def capture(work: Callable[[], None]) -> Graph:

@@ -113,7 +113,7 @@ def test_every_recipe_trains_two_steps(tmp_path: Path, name: str) -> None:
             for parameter, old in zip(network.parameters(), before[part], strict=True)
         ]
         assert sum(moved) > 0.6 * len(moved), part
-    latents = {"fast": {"encoder"}, "study": {"encoder"}, "stylegan2": {"mapping"}}
+    latents = {"fast": {"encoder"}, "evidence": {"encoder"}, "study": {"encoder"}, "stylegan2": {"mapping"}}
     assert set(before) == {"generator", "discriminator"} | latents.get(name, {"encoder", "mapping"})
 
 

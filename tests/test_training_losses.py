@@ -137,7 +137,7 @@ def test_r1_of_a_linear_discriminator(kind: str, outputs: int) -> None:
     """∇ₓ Σ wₖaₖ·x = Σ wₖaₖ, so the penalty is γ/2 · mean ‖Σ wₖaₖ‖², times the interval."""
     recipe = problems.recipe(
         "fast",
-        [*problems.BY_CLASS, f"network.discriminator={kind}", "loss.r1=6", "loss.r1_interval=5"],
+        [f"network.discriminator={kind}", "loss.r1=6", "loss.r1_interval=5"],
     )
     discriminator, logits = Linear(outputs), torch.randn(3, 2)
     loss = linear_loss(recipe, discriminator, logits)
@@ -201,7 +201,6 @@ def test_path_length_of_a_linear_generator(condition: str) -> None:
         "fast",
         [
             f"network.condition={condition}",
-            "loss.evidence=0",
             "network.discriminator=plain",
             "loss.path_length=3",
             "loss.path_length_batch_shrink=2",
@@ -228,7 +227,7 @@ def test_path_length_of_a_linear_generator(condition: str) -> None:
 
 
 def test_adversarial_losses_are_non_saturating_logistic() -> None:
-    recipe = problems.recipe("fast", [*problems.BY_CLASS, "loss.adversarial=0.5"])
+    recipe = problems.recipe("fast", ["loss.adversarial=0.5"])
     discriminator, logits = Linear(3), torch.randn(4, 2)
     loss = linear_loss(recipe, discriminator, logits)
     condition = logits.softmax(dim=1)
@@ -292,14 +291,11 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
     return total, expected, batch
 
 
-@pytest.mark.parametrize("by_class", [True, False])
+@pytest.mark.parametrize("name", ["fast", "evidence"])
 @pytest.mark.parametrize("kind", ["encode", "swap"])
-def test_generator_loss_of_fast_is_the_weighted_sum_of_its_terms(
-    tmp_path: Path, kind: StepKind, by_class: bool
-) -> None:
-    """As it is published, and with evidence as condition."""
-    assignments = [JUDGE_ALL, *problems.BY_CLASS] if by_class else [JUDGE_ALL]
-    trainer = problems.make_trainer(tmp_path / "run", "fast", assignments)
+def test_generator_loss_is_the_weighted_sum_of_its_terms(tmp_path: Path, kind: StepKind, name: str) -> None:
+    by_class = name == "fast"
+    trainer = problems.make_trainer(tmp_path / "run", name, [JUDGE_ALL])
     trainer.resume()
     encoder = trainer.state.networks.encoder
     assert encoder is not None
@@ -409,6 +405,8 @@ EXPECTED = {
     ("fast", "path_length", "encode"): {"generator", "encoder"},
     ("fast", "discriminator", "swap"): {"discriminator"},
     ("fast", "r1", "encode"): {"discriminator"},
+    ("evidence", "generator", "swap"): {"generator", "encoder"},
+    ("evidence", "discriminator", "swap"): {"discriminator"},
     ("stylex", "generator", "encode"): {"generator", "encoder"},
     ("stylex", "generator", "sample"): {"generator", "mapping"},
     ("stylex", "discriminator", "sample"): {"discriminator"},
@@ -469,7 +467,7 @@ def test_path_length_takes_the_kinds_in_turn(tmp_path: Path) -> None:
 
 def test_path_length_of_swapped_images_has_their_conditions(tmp_path: Path) -> None:
     """As in the generator's own phase: those of other images."""
-    settings = [*problems.BY_CLASS, "loss.path_length_batch_shrink=1"]
+    settings = ["loss.path_length_batch_shrink=1"]
     trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
     seen = []
     original = trainer.loss._synthesise
@@ -601,20 +599,19 @@ def test_thinned_out_styles_do_not_depend_on_the_class() -> None:
     torch.testing.assert_close(weight @ torch.cat([w, one]), weight @ torch.cat([w, other]))
 
 
-@pytest.mark.parametrize("by_class", [True, False])
+@pytest.mark.parametrize("name", ["fast", "evidence"])
 @pytest.mark.parametrize(
     ("images", "expected"), [(999, None), (1000, 0.0), (1500, 0.25), (2000, 0.5), (90_000, 0.5)]
 )
 def test_sparsity_starts_ramps_and_follows_the_rate(
-    tmp_path: Path, images: int, expected: float | None, by_class: bool
+    tmp_path: Path, images: int, expected: float | None, name: str
 ) -> None:
     """Threshold 1, half the learning rate: from 1,000 images on, in full after 1,000 more.
 
     Components of evidence do not sum to one: each column by itself.
     """
     settings = ["sparsity.threshold=1", "sparsity.start_kimg=1", "sparsity.ramp_kimg=1"]
-    settings += problems.BY_CLASS if by_class else ["network.evidence_components=3"]
-    trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
+    trainer = problems.make_trainer(tmp_path / "run", name, settings)
     weight = trainer.state.networks.generator.affine_weight
     before = weight.detach().clone()
     generator, other = trainer.phases[0], trainer.phases[2]
@@ -624,7 +621,7 @@ def test_sparsity_starts_ramps_and_follows_the_rate(
         assert found == {}
         assert bool((weight == before).all())
         return
-    reference, share = slow_thin_out(before, 2 if by_class else 3, expected, by_class)
+    reference, share = slow_thin_out(before, 2 if name == "fast" else 8, expected, name == "fast")
     torch.testing.assert_close(weight.detach(), reference)
     assert float(found["class_free_styles"]) == pytest.approx(share)
 
@@ -632,7 +629,6 @@ def test_sparsity_starts_ramps_and_follows_the_rate(
 @pytest.mark.parametrize("alone", [True, False])
 def test_the_dependence_on_the_latents_is_thinned_out_by_itself(tmp_path: Path, alone: bool) -> None:
     settings = ["sparsity.latent_threshold=0.8", "sparsity.start_kimg=0", "sparsity.ramp_kimg=0"]
-    settings += problems.BY_CLASS
     settings.append(f"sparsity.threshold={0 if alone else 0.5}")
     trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
     weight = trainer.state.networks.generator.affine_weight

@@ -25,7 +25,7 @@ def pictures() -> Dataset:
 
 @pytest.fixture
 def origin(tmp_path: Path) -> Origin:
-    models.save_tiny_run(tmp_path / "old", models.tiny_model("fast", problems.BY_CLASS), "pictures")
+    models.save_tiny_run(tmp_path / "old", models.tiny_model(), "pictures")
     return read_origin(tmp_path / "old")
 
 
@@ -106,7 +106,7 @@ def test_a_start_that_was_interrupted_is_a_half_written_run(
 
 
 def test_evidence_of_another_classifier_is_found_anew(tmp_path: Path) -> None:
-    run = problems.make_run(tmp_path / "run", "fast")  # four components a class: 8, then 12
+    run = problems.make_run(tmp_path / "run", "evidence")  # four components a class: 8, then 12
     problems.train_on(run)
     started = read_origin(run.path)
     config = Request(data="d", classifier="c", origin=started).settings(tmp_path / "new")

@@ -26,7 +26,7 @@ RESOLUTION = 16
 
 HARDWARE = Hardware(torch.device("cpu"), torch.float32, 1, "for tests")
 
-RECIPES = ("fast", "study", "stylegan2", "stylex", "vdv")
+RECIPES = ("fast", "evidence", "study", "stylegan2", "stylex", "vdv")
 
 TINY = (
     "network.channel_base=128",
@@ -49,15 +49,16 @@ TINY = (
 )
 
 
-BY_CLASS = ("network.condition=probabilities", "loss.evidence=0")
-"""For `fast`, where a test is about classes as condition and not about evidence."""
+EVIDENCE = ("network.condition=evidence", "loss.evidence=1")
+"""What makes recipe `evidence` of `fast`, here where recipes have names."""
 
 
 def recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
-    """A published recipe with tiny networks; the classifier's features stand in for what is downloaded."""
+    """A recipe, with tiny networks; the classifier's features stand in for what is downloaded."""
     perceptual = () if name == "stylegan2" else ("loss.perceptual_network=classifier",)
-    evidence = ("network.condition=evidence", "loss.evidence=1") if name == "fast" else ()
-    return load_recipe(name, [*TINY, *perceptual, *evidence, *assignments])
+    if name == "evidence":
+        return load_recipe("fast", [*TINY, *perceptual, *EVIDENCE, *assignments])
+    return load_recipe(name, [*TINY, *perceptual, *assignments])
 
 
 def images(count: int = 12, resolution: int = RESOLUTION, seed: int = 0) -> ImageSet:

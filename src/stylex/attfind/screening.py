@@ -118,9 +118,9 @@ def first_order(
 ) -> FirstOrder | None:
     """Effects as they would be if log-odds were linear in styles, of all images; None without gradients.
 
-    A coordinate counts where it is among the three strongest of `needed` images of another class than some
-    target, to either end. One backward pass for each class and batch of images; what is held does not grow
-    with the images.
+    A coordinate counts where it is among the three strongest, to either end, of two images or one in a
+    hundred of another class than some target. One backward pass for each class and batch of images; what is
+    held does not grow with the images.
 
     Args:
         styles: [N, T].
@@ -143,11 +143,11 @@ def first_order(
         if unstable is not None and settings.unstable_threshold is not None:
             large = (np.abs(effects) > settings.unstable_threshold).reshape(len(effects), -1)
             unstable[rows] = large.mean(axis=1) > settings.unstable_max_share
-    strongest: BoolArray = np.asarray((counts >= needed(len(before))).any(axis=0))
+    strongest: BoolArray = np.asarray((counts >= _needed(len(before))).any(axis=0))
     return FirstOrder(strongest, unstable)
 
 
-def needed(images: int) -> int:
+def _needed(images: int) -> int:
     """Images of which a coordinate must be among the strongest: two, or one of a hundred."""
     return max(2, images // 100)
 
@@ -302,7 +302,6 @@ class Left:
         sure: see `survivors`.
         protected: coordinates [S] that first-order effects keep in.
         unstable: images [N] that are left out, by their first-order effects.
-        first_order: whether there were gradients to tell these.
     """
 
     images: int
@@ -310,7 +309,6 @@ class Left:
     sure: float
     protected: BoolArray
     unstable: BoolArray
-    first_order: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; masks as numbers of what is set."""
@@ -320,7 +318,6 @@ class Left:
             "sure": self.sure,
             "protected": np.flatnonzero(self.protected).tolist(),
             "unstable": np.flatnonzero(self.unstable).tolist(),
-            "first_order": self.first_order,
         }
 
     @classmethod
@@ -332,7 +329,6 @@ class Left:
             content["sure"],
             _mask(content["protected"], coordinates),
             _mask(content["unstable"], images),
-            content["first_order"],
         )
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,14 @@ import torch
 from torch import Tensor
 
 from stylex.attfind.attributes import Findings, find_attributes, in_class
-from stylex.attfind.class_effects import class_effects, effects_of
+from stylex.attfind.class_effects import class_effects
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
 from stylex.attfind.measuring import OnProgress, measure
 from stylex.attfind.names import with_names_of
 from stylex.attfind.pairs import find_pairs, save_pairs
-from stylex.attfind.screening import FEWEST_IMAGES, FIRST_IMAGES, Left, first_order, stages, survivors
-from stylex.attfind.selection import unstable_images
-from stylex.attfind.shards import Record, ScreenedShards, Shards
+from stylex.attfind.screened_sweep import screened_sweep
+from stylex.attfind.screening import FEWEST_IMAGES, FIRST_IMAGES
+from stylex.attfind.shards import Record, Shards
 from stylex.attfind.sweep import OnChanges
 from stylex.config import AttFindSettings
 from stylex.data import ImageSet
@@ -36,6 +35,18 @@ from stylex.run import Run, checksum, read_json, read_tensors, write_json, write
 from stylex.stylespace import StyleSpace
 
 logger = logging.getLogger("stylex")
+
+SELECTION = {
+    "count",
+    "method",
+    "effect",
+    "max_image_effect",
+    "independent_threshold",
+    "independent_min_share",
+    "unstable_threshold",
+    "unstable_max_share",
+}
+"""Settings of which attributes are selected, not of how effects are measured."""
 
 POOL_FACTOR = 4
 """Images encoded at once for each that is wanted."""
@@ -191,7 +202,7 @@ def search(
             on_changes=on_changes,
         )
         if settings.sweep == "screened":
-            screened = _screened(folder, key, found, model, settings, run.config.seed, world, measured)
+            screened = screened_sweep(folder, key, found, model, settings, run.config.seed, world, measured)
             shards: Shards = screened
             unstable = screened.unstable
         else:
@@ -228,102 +239,6 @@ def _resolved(settings: AttFindSettings, logits: Tensor, one_vs_one: bool) -> At
         few = few or everything is not None or len(logits) <= FEWEST_IMAGES
     screened = settings.sweep != "exact" and not few
     return settings.model_copy(update={"sweep": "screened" if screened else "exact"})
-
-
-def _screened(
-    folder: Path,
-    key: str,
-    found: Discovery,
-    model: Model,
-    settings: AttFindSettings,
-    seed: int,
-    world: World,
-    measured: Callable[..., None],
-) -> ScreenedShards:
-    """Measure stage after stage, each what the one before left open; see `screening`."""
-    plan = stages(found.logits.numpy(), model.classifier.activation, seed)
-    shards = ScreenedShards(folder, key, found.logits, found.space.size, settings.stored, plan)
-    earlier: Left | None = None
-    for stage in range(len(plan.ends)):
-        if stage:
-            if world.first:
-                earlier = _left(shards, stage, earlier, found, model, settings, seed)
-                shards.unstable = earlier.unstable
-            changes = world.share(earlier.changes if earlier is not None else None)[0]
-            assert changes is not None
-            shards.open_changes(stage, changes)
-        wanted = torch.from_numpy(shards.open_changes(stage))
-        measured(shards, numbers=shards.numbers(stage), wanted=wanted)
-    return shards
-
-
-def _left(
-    shards: ScreenedShards,
-    stage: int,
-    earlier: Left | None,
-    found: Discovery,
-    model: Model,
-    settings: AttFindSettings,
-    seed: int,
-) -> Left:
-    """The changes that a stage measures: as recorded, or judged by what the stages before it measured."""
-    record = shards.folder / f"left-{stage}.json"
-    known = _recorded_left(record, shards)
-    if known is not None:
-        return known
-    before, activation = found.logits.numpy(), model.classifier.activation
-    open_: npt.NDArray[np.bool_] = np.asarray(shards.open_changes(stage - 1).any(axis=0))
-    images, after = shards.measured(stage - 1)
-    effects = effects_of(before[images], after, settings, activation)
-    if earlier is None:
-        slopes = first_order(model, found.space, found.styles, before, settings, activation)
-        protected = np.zeros_like(open_) if slopes is None else slopes.strongest
-        unstable = np.zeros(len(before), bool)
-        if slopes is not None and slopes.unstable is not None:
-            unstable = slopes.unstable
-        if settings.unstable_threshold is not None:  # of these everything has been measured
-            exact = unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
-            unstable = unstable.copy()
-            unstable[images] = exact
-        told = slopes is not None
-    else:
-        protected, unstable, told = earlier.protected, earlier.unstable, earlier.first_order
-    kept, sure = survivors(effects, before[images], ~unstable[images], settings, activation, seed + stage)
-    left = np.zeros_like(open_)
-    left[np.flatnonzero(open_)[kept]] = True
-    left |= protected & open_
-    changes = np.broadcast_to(left, (2, len(left))).copy()
-    result = Left(len(images), changes, sure, protected, unstable, told)
-    write_json(record, {"key": shards.key, **result.to_json()})
-    logger.info(
-        "%d of %d changes are left after %d images, %.1f %% sure",
-        changes.sum(),
-        changes.size,
-        len(images),
-        100 * sure,
-    )
-    return result
-
-
-def _recorded_left(record: Path, shards: ScreenedShards) -> Left | None:
-    """What an earlier search of the same key judged; None where there is nothing, or it is damaged."""
-    try:
-        content = read_json(record)
-        if content["key"] != shards.key:
-            return None
-        return Left.from_json(content, shards.shape[2], shards.shape[0])
-    except (RunError, KeyError, TypeError, IndexError):
-        return None
-
-
-def screening(run: Run) -> tuple[dict[str, Any], ...]:
-    """How the run's screened search went, by stage: images judged by, changes left, how sure that is."""
-    files = sorted((run.path / "effects").glob("left-*.json"))
-    notes = [read_json(file) for file in files]
-    return tuple(
-        {"images": each["images"], "changes_left": len(each["changes"]), "sure": each["sure"]}
-        for each in notes
-    )
 
 
 def _selected(
@@ -545,13 +460,5 @@ def _key(model: Model, found: Discovery, settings: AttFindSettings, precision: s
         "stored": settings.stored,
     }
     if settings.sweep == "screened":  # what is measured where hangs on what selection asks for
-        asked: tuple[str, ...] = (
-            "count",
-            "method",
-            "max_image_effect",
-            "independent_threshold",
-            "independent_min_share",
-        )
-        asked += ("unstable_threshold", "unstable_max_share", "effect")
-        parts["screened"] = {name: getattr(settings, name) for name in asked}
+        parts["screened"] = settings.model_dump(include=SELECTION)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

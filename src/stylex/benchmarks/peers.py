@@ -60,9 +60,8 @@ def load_peer(folder: Path) -> ModuleType:
     sys.path.insert(0, str(folder.resolve()))
     try:
         if torch.cuda.is_available():
-            with suppress(
-                Exception
-            ):  # as the peer's users have it, where its CUDA code can still be compiled
+            # As the peer's users have it, where its CUDA code can still be compiled.
+            with suppress(Exception):
                 return importlib.import_module("model")
             for name in [name for name in sys.modules if name in ("model", "op") or name.startswith("op.")]:
                 del sys.modules[name]

@@ -37,17 +37,22 @@ class Block(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         if self.training:
             return F.relu(self.normalisation(self.convolution(maps)))
-        # Out of training the normalisation is a fixed affine map: folding it into the small weight saves a
-        # pass over the large maps, forwards and backwards.
+        weight, bias = self.folded()
+        if torch.is_grad_enabled():
+            return F.relu(F.conv2d(maps, weight, bias, padding=1))
+        return fused.convolve(maps, weight, bias, slope=0.0, padding=1)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight [width, C, 3, 3] and bias [width] of the one convolution that this is out of training.
+
+        The normalisation is a fixed affine map then: folding it into the small weight saves a pass over the
+        large maps, forwards and backwards.
+        """
         norm = self.normalisation
         assert norm.running_mean is not None
         assert norm.running_var is not None
         gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        weight = self.convolution.weight * gain[:, None, None, None]
-        bias = norm.bias - norm.running_mean * gain
-        if torch.is_grad_enabled():
-            return F.relu(F.conv2d(maps, weight, bias, padding=1))
-        return fused.convolve(maps, weight, bias, slope=0.0, padding=1)
+        return self.convolution.weight * gain[:, None, None, None], norm.bias - norm.running_mean * gain
 
 
 class SmallCNN(nn.Module):

@@ -56,7 +56,7 @@ def attfind(
 ) -> None:
     """Measure the effect of every style coordinate and rank the attributes for every class."""
     from stylex.attfind.batches import parse_memory
-    from stylex.attfind.search import screening
+    from stylex.attfind.screened_sweep import screening_notes
 
     run = Run.open(path)
     sweep = None if exact is None else "exact" if exact else "screened"
@@ -71,7 +71,7 @@ def attfind(
         with run.locked() if world.first else nullcontext():
             findings = _search(run, hardware, chosen_settings, data, most, world, one_vs_one)
     if world.first:
-        notes = screening(run) if findings.settings.sweep == "screened" else ()
+        notes = screening_notes(run) if findings.settings.sweep == "screened" else ()
         text = "\n".join([describe(findings), *(f"  {_about(note, findings)}" for note in notes)])
         result(as_json, {"run": str(path), **findings.to_json(), "screening": list(notes)}, text)
 

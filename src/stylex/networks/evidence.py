@@ -41,7 +41,6 @@ class Evidence(nn.Module):
     head: Tensor
     mean: Tensor
     unmixing: Tensor
-    contribution: Tensor
 
     def __init__(self, resolution: int, outputs: int, components: int) -> None:
         super().__init__()
@@ -55,7 +54,6 @@ class Evidence(nn.Module):
         self.register_buffer("head", torch.zeros(outputs, before, 1, 1))
         self.register_buffer("mean", torch.zeros(outputs * MAP_SIZE**2))
         self.register_buffer("unmixing", torch.zeros(components, outputs * MAP_SIZE**2))
-        self.register_buffer("contribution", torch.zeros(components, outputs))
 
     def maps(self, images: Tensor) -> Tensor:
         """Evidence at each place, [N, L, 16, 16], float32; its sum is the log-odds less their mean."""
@@ -71,14 +69,9 @@ class Evidence(nn.Module):
         return F.linear(self.maps(images).flatten(1) - self.mean, self.unmixing)
 
     @property
-    def in_use(self) -> Tensor:
-        """How many components were needed, the first ones; at least 1, where the numbers are."""
-        return (self.unmixing != 0).any(dim=1).sum().clamp_min(1)
-
-    @property
-    def used(self) -> int:
-        """Components that were needed, the first ones."""
-        return int((self.unmixing != 0).any(dim=1).sum())
+    def used(self) -> Tensor:
+        """How many components were needed, the first ones; on the device of the others."""
+        return (self.unmixing != 0).any(dim=1).sum()
 
 
 def reduced(images: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from stylex.config import Recipe
+from stylex.hardware import Hardware
+from stylex.parallel import World
 from stylex.training.losses import Batch, Phase
 from stylex.training.randomness import Draws
 
@@ -149,6 +152,16 @@ class Program:
         return dict(
             zip(names, torch.stack([self.batch.statistics[name].float() for name in names]), strict=True)
         )
+
+
+def can_record(recipe: Recipe, hardware: Hardware, world: World) -> bool:
+    """Whether steps can be replayed as CUDA graphs: each update from one phase of one batch, on one GPU.
+
+    Augmentation chooses its transformations from step to step.
+    """
+    settings = recipe.training
+    plain = settings.accumulate == 1 and settings.lazy_adam and settings.augmentation == "none"
+    return hardware.device.type == "cuda" and world.size == 1 and plain
 
 
 class Programs:

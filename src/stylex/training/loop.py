@@ -36,7 +36,7 @@ from stylex.training.checkpoint import (
 )
 from stylex.training.components import fit_components
 from stylex.training.evidence import FAIR, fit_evidence
-from stylex.training.graphs import Program, Programs, RecordingError
+from stylex.training.graphs import Program, Programs, RecordingError, can_record
 from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.randomness import DataOrder, StepRandom
@@ -462,16 +462,6 @@ class Trainer:
             f"stopped at step {state.step} ({state.images / 1000:.1f} kimg), checkpoint written; "
             f"the same command continues {self.run.path}"
         )
-
-
-def can_record(recipe: Recipe, hardware: Hardware, world: World) -> bool:
-    """Whether steps can be replayed as CUDA graphs: each update from one phase of one batch, on one GPU.
-
-    Augmentation chooses its transformations from step to step.
-    """
-    settings = recipe.training
-    plain = settings.accumulate == 1 and settings.lazy_adam and settings.augmentation == "none"
-    return hardware.device.type == "cuda" and world.size == 1 and plain
 
 
 def images_fingerprint(images: ImageSet) -> str:

@@ -313,8 +313,8 @@ class StylexLoss:
             encoder = self.networks.encoder
             assert encoder is not None
             assert encoder.evidence is not None
-            squared = (encoder.told(fake) - condition).square().sum(dim=1).mean()
-            apart = squared / (DEVIATION**2 * encoder.evidence.in_use)
+            squared = (encoder.evidence(fake) - condition).square().sum(dim=1).mean()
+            apart = squared / (DEVIATION**2 * encoder.evidence.used.clamp_min(1))
             batch.statistics[f"{batch.kind}/evidence"] = apart.detach()
             loss = loss + weights.evidence * apart
         if weights.latent_l1 > 0:
@@ -390,7 +390,8 @@ class StylexLoss:
             condition = condition[:count]
         w = self._w(batch.images[:count], kind, batch.random)
         if kind == "swap" and condition is not None:
-            condition = self.world.gather(condition)[batch.random.permutation(len(w))]
+            order = batch.random.permutation(len(w))
+            condition = self._swapped(condition, order, batch.random)
         if kind != "sample" and not settings.path_length_trains_encoder:
             w = w.detach()
         if w.dim() == 2:

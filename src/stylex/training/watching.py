@@ -212,7 +212,7 @@ def _others(kind: str, condition: Tensor, encoder: Encoder) -> Iterator[Tensor]:
     """The conditions [N, K] of every row of a sample grid but the reconstructions'."""
     if kind == "evidence":
         assert encoder.evidence is not None
-        for component in range(encoder.evidence.used):
+        for component in range(int(encoder.evidence.used)):
             turned = condition.clone()
             turned[:, component] = -condition[:, component].sign() * DEVIATION
             yield turned
