@@ -42,7 +42,7 @@ def give(page: Any, choice: str = "A") -> None:
     """Answer one page, and wait until the next one is there."""
     step = step_of(page)
     if page.locator(f"#choice-{choice}").count():
-        page.check(f"#choice-{choice}", force=True)
+        page.check(f"#choice-{choice}")
     if page.locator("#words").count():
         page.fill("#words", "a bright stripe")
     page.click("button[type=submit]")
@@ -64,7 +64,7 @@ def test_two_people_at_once_a_reload_a_return_and_a_killed_server(visit: Any, st
         one.reload()
         assert step_of(one) == 3
         program.kill()  # between two answers
-        one.check("#choice-A", force=True)
+        one.check("#choice-A")
         one.click("button[type=submit]")
         playwright.expect(one.locator("#toast")).to_contain_text("Nothing was lost")
         program = Program(*serve)
@@ -119,7 +119,7 @@ def test_a_double_click_counts_once(visit: Any, tmp_path: Path) -> None:
         playwright.expect(page.locator("input[name=step][value='2']")).to_have_count(1)
         page.click("button[type=submit]")  # nothing is chosen: nothing is sent
         assert step_of(page) == 2
-        page.check("#choice-B", force=True)
+        page.check("#choice-B")
         page.locator("button[type=submit]").dblclick()
         playwright.expect(page.locator("input[name=step][value='3']")).to_have_count(1)
         assert [entry.step for entry in study.store.answers()] == [0, 1, 2]

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from stylex.attfind.effects import Activation, log_odds
 from stylex.classifiers import Classifier
+from stylex.classifiers.architectures import Block
 from stylex.data import ImageSet
 from stylex.errors import DataError
 from stylex.hardware import Hardware, place
-from stylex.networks.evidence import DEVIATION, MAP_SIZE, WIDTHS, Evidence, halvings, reduced
+from stylex.networks.evidence import DEVIATION, LARGEST, MAP_SIZE, WIDTHS, Evidence, halvings, reduced
 from stylex.training.randomness import derive_seed
 
 FEWEST = 2
@@ -35,6 +36,12 @@ HELD = 0.98
 
 FAIR = 0.8
 """Share of the log-odds' variance below which people are told."""
+
+COHERENT = 0.6
+"""Of a cause's evidence, how much is left of its absolute sum once places for and against have cancelled."""
+
+TOGETHER = 0.03
+"""Cosine of two components' squared maps from which on they act at the same places."""
 
 MOST_MAPS = 20_000
 """Images whose maps components are taken of."""
@@ -88,11 +95,12 @@ def fit_evidence(
     """Set every number of `evidence` from training images and what a classifier says of them.
 
     The student is trained on the squared error of the standardised log-odds. FastICA (Hyvärinen 1999) of the
-    first principal components of its maps gives components of mean 0 and deviation 0.5, ordered by their
-    share in the log-odds; the sign is such that a component speaks for the class that it moves most, of two
-    for the second. As many are taken as hold 98 % of the variance of the student's log-odds, at most
-    `evidence.components`. Same images, classifier and seed, same numbers, as far as the device's convolutions
-    repeat themselves.
+    first principal components of its maps gives components; as many are taken as hold 98 % of the variance
+    of the student's log-odds, at most `evidence.components`. Those whose evidence cancels over their places
+    are added to one that acts where they do. The rest have mean 0 and deviation 0.5 and are ordered by
+    their share in the log-odds; the sign is such that a component speaks for the class that it moves most,
+    of two for the second. Same images, classifier and seed, same numbers, as far as the device's
+    convolutions repeat themselves.
 
     Args:
         evidence: on the device of `hardware`.
@@ -127,35 +135,13 @@ def _targets(images: ImageSet, classifier: Classifier, hardware: Hardware) -> Te
         log_odds(
             classifier(images.batch(part).to(hardware.device)).cpu().double().numpy(), classifier.activation
         )
-        for part in _parts(len(images))
+        for part in _parts(np.arange(len(images)))
     ]
     return torch.from_numpy(np.concatenate(found)).float().to(hardware.device)
 
 
-def _parts(count: int) -> list[npt.NDArray[np.intp]]:
-    return np.array_split(np.arange(count), -(-count // 256))
-
-
-class _Block(nn.Module):
-    """3 × 3 convolution, batch normalisation, ReLU."""
-
-    def __init__(self, before: int, width: int, *, halve: bool) -> None:
-        super().__init__()
-        self.halve = halve
-        self.convolution = nn.Conv2d(before, width, 3, padding=1, bias=False)
-        self.normalisation = nn.BatchNorm2d(width)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        maps = F.avg_pool2d(maps, 2) if self.halve else maps
-        return F.relu(self.normalisation(self.convolution(maps)))
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that this is once trained."""
-        norm = self.normalisation
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return self.convolution.weight * gain[:, None, None, None], norm.bias - norm.running_mean * gain
+def _parts(chosen: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
+    return np.array_split(chosen, -(-len(chosen) // 256))
 
 
 class _Student(nn.Module):
@@ -163,16 +149,16 @@ class _Student(nn.Module):
 
     def __init__(self, size: int, outputs: int) -> None:
         super().__init__()
+        self.halvings = halvings(size)
         self.blocks = nn.ModuleList(
-            _Block(before, width, halve=halve)
-            for before, width, halve in zip((3, *WIDTHS), WIDTHS, halvings(size), strict=False)
+            Block(before, width) for before, width in zip((3, *WIDTHS), WIDTHS, strict=False)
         )
         self.head = nn.Conv2d(WIDTHS[-1], outputs, 1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         maps = reduced(images)
-        for block in self.blocks:
-            maps = block(maps)
+        for block, halve in zip(self.blocks, self.halvings, strict=True):
+            maps = block(F.avg_pool2d(maps, 2) if halve else maps)
         found: Tensor = self.head(maps)
         return found
 
@@ -184,7 +170,7 @@ def _train(
     random = np.random.default_rng(derive_seed(seed, "evidence order"))
     order = random.permutation(len(images))
     held_out, rest = np.array_split(order, [max(1, min(1000, len(images) // 10))])
-    student = _Student(min(evidence.resolution, 64), evidence.outputs)
+    student = _Student(min(evidence.resolution, LARGEST), evidence.outputs)
     place(student, hardware)
     optimiser = torch.optim.Adam(student.parameters(), LEARNING_RATE)
     deviation = target.std(dim=0).clamp_min(1e-6)
@@ -210,12 +196,7 @@ def _train(
     with torch.no_grad():
         # Sums of the student's maps are 16 standardised log-odds; those of `Evidence` are log-odds.
         student.head.weight.mul_(deviation[:, None, None, None] / MAP_SIZE)
-        found = torch.cat(
-            [
-                _of(student, images, part, hardware)
-                for part in np.array_split(held_out, -(-len(held_out) // 256))
-            ]
-        )
+        found = torch.cat([_of(student, images, part, hardware) for part in _parts(held_out)])
         wanted = target[torch.from_numpy(held_out).to(target.device)]
         error = found.sum(dim=(2, 3)) - wanted
         explained = 1 - float(error.square().mean() / wanted.square().mean().clamp_min(1e-12))
@@ -233,7 +214,7 @@ def _of(student: _Student, images: ImageSet, chosen: npt.NDArray[np.intp], hardw
 def _fold(student: _Student, evidence: Evidence) -> None:
     """Give `evidence` the student's weights, batch normalisation folded in."""
     for number, block in enumerate(student.blocks):
-        assert isinstance(block, _Block)
+        assert isinstance(block, Block)
         weight, bias = block.folded()
         evidence.get_buffer(f"weight{number}").copy_(weight)
         evidence.get_buffer(f"bias{number}").copy_(bias)
@@ -245,9 +226,9 @@ def _maps(
     evidence: Evidence, images: ImageSet, chosen: npt.NDArray[np.intp], hardware: Hardware
 ) -> npt.NDArray[np.float64]:
     """Maps of evidence [N, L · 16 · 16]."""
-    parts = np.array_split(chosen, -(-len(chosen) // 256))
     found = [
-        evidence.maps(images.batch(part).to(hardware.device)).flatten(1).cpu().double() for part in parts
+        evidence.maps(images.batch(part).to(hardware.device)).flatten(1).cpu().double()
+        for part in _parts(chosen)
     ]
     rows: npt.NDArray[np.float64] = torch.cat(found).numpy()
     return rows
@@ -256,7 +237,7 @@ def _maps(
 def _decompose(
     evidence: Evidence, maps: npt.NDArray[np.float64], activation: Activation, seed: int
 ) -> tuple[float, tuple[float, ...]]:
-    """Set the evidence's mean, unmixing and contributions from maps [N, L · 16 · 16]."""
+    """Set the evidence's mean and unmixing from maps [N, L · 16 · 16]."""
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
@@ -283,21 +264,49 @@ def _decompose(
         rotation = ica.components_
     else:
         rotation = np.ones((1, 1))
-    unmixing = rotation @ whitening.T  # rows: components of deviation 1
+    unmixing = _merged(rotation @ whitening.T, centred, summing)  # rows: components of deviation 1
     components = centred @ unmixing.T
     mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
     contributions = mixing @ summing  # [n, L], log-odds for each deviation
     total = np.sqrt((centred @ summing).var(axis=0))
     shares = np.abs(contributions / np.maximum(total, 1e-12)).max(axis=1)
+    held = 1 - (centred @ summing - components @ contributions).var(axis=0).sum() / max(whole, 1e-12)
     order = np.argsort(-shares, kind="stable")
+    count = len(order)
     pair = activation == "softmax" and evidence.outputs == 2
     largest = np.full(count, 1) if pair else np.abs(contributions).argmax(axis=1)
     sign = np.where(contributions[np.arange(count), largest] < 0, -1.0, 1.0)
     unmixing = (unmixing * sign[:, None])[order]
-    contributions = (contributions * sign[:, None])[order]
     evidence.mean.copy_(torch.from_numpy(mean))
     evidence.unmixing.zero_()
-    evidence.contribution.zero_()
     evidence.unmixing[:count] = torch.from_numpy(unmixing * DEVIATION).to(evidence.unmixing)
-    evidence.contribution[:count] = torch.from_numpy(contributions / DEVIATION).to(evidence.contribution)
     return float(held), tuple(float(share) for share in shares[order])
+
+
+def _merged(
+    unmixing: npt.NDArray[np.float64], centred: npt.NDArray[np.float64], summing: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Rows of an unmixing matrix [n, L · 16 · 16], those that are no cause of their own added to another.
+
+    What raises the log-odds raises them at every place where it can be seen. A component whose places speak
+    for and against alike corrects another cause instead (more grey hair is seen where hair is long); it goes
+    to the cause that acts at the same places. So weighted, the parts of one cause sum to its log-odds.
+    """
+    components = centred @ unmixing.T
+    mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
+    contributions = mixing @ summing  # [n, L]
+    largest = np.abs(contributions).argmax(axis=1)
+    maps = mixing.reshape(len(mixing), -1, MAP_SIZE**2)[np.arange(len(mixing)), largest]  # [n, 16 · 16]
+    coherence = np.abs(maps.sum(axis=1)) / np.maximum(np.abs(maps).sum(axis=1), 1e-12)
+    strength = np.linalg.norm(contributions, axis=1)
+    coherent = (coherence >= COHERENT) | (strength == strength.max())
+    places = maps**2 / np.maximum(np.linalg.norm(maps**2, axis=1, keepdims=True), 1e-12)
+    overlap = np.where(coherent, places @ places.T, 0.0)
+    target = np.where(
+        ~coherent & (overlap.max(axis=1) >= TOGETHER), overlap.argmax(axis=1), np.arange(len(maps))
+    )
+    causes = np.unique(target)
+    weights = (contributions * contributions[target]).sum(axis=1) / np.maximum(strength[target], 1e-12)
+    merged = np.stack([weights[target == cause] @ unmixing[target == cause] for cause in causes])
+    scaled: npt.NDArray[np.float64] = merged / (centred @ merged.T).std(axis=0)[:, None]
+    return scaled
