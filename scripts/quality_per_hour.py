@@ -30,6 +30,7 @@ import yaml
 from stylex.benchmarks.machine import describe
 from stylex.hardware import choose
 from stylex.run import Run, read_json, write_json
+from stylex.training.loop import total_images
 
 WIDTHS = ("network.channel_base", "network.channel_max")
 """Given for every row, so that a time budget changes the length of a training and nothing else."""
@@ -106,6 +107,13 @@ def _with_widths(row: Row) -> list[str]:
     said = {assignment.partition("=")[0] for assignment in row.assignments}
     widths = [f"{key}={network[key.split('.')[1]]}" for key in WIDTHS if key not in said]
     return [*row.assignments, *widths]
+
+
+def finished(folder: Path) -> bool:
+    """Whether a row's training has reached its end; there is a model from the first checkpoint on."""
+    run = Run.open(folder)
+    found = run.newest_checkpoint()
+    return found is not None and int(found[1]["images"]) >= total_images(run.config.recipe)
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -211,7 +219,7 @@ def work(row: Row, given: argparse.Namespace, cores: set[int]) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with (given.out / f"{row.name}.log").open("a", encoding="utf-8") as log:
         for file, command in commands(row, given, folder).items():
-            if (folder / file).exists():
+            if (folder / file).exists() and (file != "model.safetensors" or finished(folder)):
                 continue
             print("$", " ".join(command[2:]), file=log, flush=True)
             pinned = ["taskset", "-c", ",".join(map(str, sorted(cores))), *command] if cores else command

@@ -143,6 +143,19 @@ def test_without_a_terminal_there_are_lines_and_not_too_many(run: Run) -> None:
     assert "\x1b" not in file.getvalue()
 
 
+@pytest.mark.parametrize("width", [60, 100])
+def test_before_the_first_step_the_search_for_evidence_is_shown(run: Run, width: int) -> None:
+    searching = Progress(0, 128_000, 0.0, 72.0, {}, prepared=0.25)
+    text = shown(run, width, searching)
+    assert "finding the classifier's evidence: 25 %" in text
+    assert "0:01:12 left of this, then training begins" in text
+    assert "images/s" not in text
+    file = io.StringIO()
+    with TrainingView(run, "", console=Console(file=file, width=80)) as view:
+        view.update(searching)
+    assert file.getvalue() == "finding the classifier's evidence: 25 %, 0:01:12 left of this\n"
+
+
 def test_sparkline_scale() -> None:
     assert sparkline([]) == ""
     assert sparkline([5, 5]) == "▁▁"

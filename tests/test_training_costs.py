@@ -26,10 +26,11 @@ def test_sizes_are_those_of_real_networks(name: str) -> None:
     assert size.state_bytes == 4 * (4 * sum(counts.values()) + sum(counts.values()) - counts["discriminator"])
 
 
-@pytest.mark.parametrize("name", ["fast", "stylex", "stylegan2"])
+@pytest.mark.parametrize("name", ["fast", "evidence", "stylex", "stylegan2"])
 def test_an_estimate_writes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    warm = ["loss.adversarial_start_kimg=0.02"] if name == "fast" else []
+    warms_up = name in ("fast", "evidence")
+    warm = ["loss.adversarial_start_kimg=0.02"] if warms_up else []
     recipe = problems.recipe(name, warm)
     config = RunConfig(experiment="test", data="none", classifier="none", resolution=16, recipe=recipe)
     found = estimate(config, problems.images(), problems.classifier(), problems.HARDWARE, limit_s=0.2)
@@ -37,7 +38,8 @@ def test_an_estimate_writes_nothing(name: str, tmp_path: Path, monkeypatch: pyte
     assert found.cost is not None
     assert set(found.cost.kinds) == set(recipe.training.schedule)
     assert set(found.cost.phases) == {"r1", "path_length"}
-    assert (found.cost.warm_up is not None) == (name == "fast")
+    assert (found.cost.warm_up is not None) == warms_up
+    assert (found.preparation > 0) == (name == "evidence")
     assert (found.images, found.steps) == (40, 10)
     assert found.seconds is not None
     assert found.seconds > 0

@@ -14,13 +14,16 @@ from stylex.classifiers import Classifier
 from stylex.conditions import told
 from stylex.config import RunConfig
 from stylex.data.images import ImageSet
-from stylex.errors import ConfigError, DataError
+from stylex.errors import ConfigError, DataError, Stopped
 from stylex.hardware import choose
 from stylex.networks import build
 from stylex.networks.evidence import DEVIATION, MAP_SIZE, Evidence, halvings
 from stylex.run import read_json
-from stylex.training.evidence import FAIR, EvidenceFit, _decompose, fit_evidence
+from stylex.training import evidence as fitting
+from stylex.training.evidence import FAIR, EvidenceFit, _decompose, fit_evidence, time_evidence
+from stylex.training.loop import Preparation, Progress
 from stylex.training.randomness import StepRandom
+from stylex.training.stopping import StopRequest
 
 CPU = choose("cpu", "fp32", 1)
 CORNERS = (slice(0, 8), slice(0, 8)), (slice(22, 30), slice(20, 28))
@@ -123,6 +126,43 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit_evidence(Evidence(32, 2, 3), black, classifier, CPU, 0, 1)
 
 
+def test_large_images_are_looked_at_in_portions_and_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, there = spots(300)
+    large = np.repeat(np.repeat(images.images, 4, axis=1), 4, axis=2)
+    monkeypatch.setattr(fitting, "ASKED_PIXELS", 7 * 128**2)
+    monkeypatch.setattr(fitting, "MOST_IMAGES", 250)
+    asked: list[int] = []
+
+    class Counting(SpotClassifier):
+        def forward(self, pixels: Tensor) -> Tensor:
+            asked.append(len(pixels))
+            return super().forward(torch.nn.functional.avg_pool2d(pixels, 4))
+
+    classifier = Classifier(Counting(), class_names=("a", "b"), input_size=128)
+    evidence = Evidence(128, 2, 3)
+    told: list[tuple[int, int]] = []
+    portrait = ImageSet(large, images.names, None, None, {})
+    fit = fit_evidence(
+        evidence, portrait, classifier, CPU, 0, 4, on_progress=lambda *where: told.append(where)
+    )
+    assert max(asked) <= 7
+    assert sum(asked) == 250
+    assert told == sorted(told)
+    assert {total for _, total in told} == {250 + 4000}
+    assert told[0][0] <= 7
+    assert told[-1][0] == 4250
+    assert fit.explained > 0.9
+    found = evidence(portrait.batch(range(300))).numpy()
+    assert np.corrcoef(found[:, 0], there[:, 0])[0, 1] > 0.9
+
+
+def test_time_is_told_for_each_image() -> None:
+    images, _ = spots(20)
+    classifier = Classifier(SpotClassifier(), class_names=("a", "b"), input_size=32)
+    ticks = iter([0.0, 4.0, 10.0, 100.0, 200.0, 328.0])
+    assert time_evidence(images, classifier, CPU, clock=lambda: next(ticks)) == (0.5, 0.5)
+
+
 def test_what_cancels_over_its_places_belongs_to_the_cause_that_acts_there() -> None:
     """Grey hair is seen at more places where it is long; how long it is says nothing by itself."""
     random = np.random.default_rng(0)
@@ -220,6 +260,27 @@ def test_the_condition_is_the_evidence_and_gets_a_loss(tmp_path: Path) -> None:
     found = told("evidence", classifier, classifier(images), images, encoder)
     assert found is not None
     assert torch.equal(found, encoder.evidence(images))
+
+
+def test_the_search_for_evidence_tells_how_far_it_is_and_ends_when_asked_to(tmp_path: Path) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "evidence", ASSIGNMENTS)
+    stop = StopRequest()
+    told: list[Progress] = []
+
+    def show(progress: Progress) -> None:
+        told.append(progress)
+        stop.requested = True
+
+    with pytest.raises(Stopped, match="the same command begins again"):
+        trainer.resume(None, Preparation(stop, trainer.total_images, show))
+    assert [0 < (progress.prepared or 0) < 1 for progress in told] == [True]
+    assert trainer.run.newest_checkpoint() is None
+    assert not trainer.run.evidence_file.exists()
+    trainer = problems.make_trainer(tmp_path / "other", "evidence", ASSIGNMENTS)
+    trainer.resume(None, Preparation(StopRequest(), trainer.total_images, told.append))
+    assert told[-1].prepared == 1
+    assert told[-1].seconds_left == 0
+    assert trainer.run.evidence_file.exists()
 
 
 def test_evidence_has_conditions() -> None:

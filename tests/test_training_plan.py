@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
 import training_problems as problems
-from stylex.config import Recipe, changed, load_recipe
+from stylex.config import Recipe, RunConfig, changed, load_recipe
+from stylex.data import Preview
 from stylex.errors import ConfigError
 from stylex.training.costs import Size, StepCost
 from stylex.training.plan import (
     Measurement,
     decide,
     finest_resolution,
+    keep_choices,
     parse_duration,
+    plan,
     scale_total,
     scale_widths,
 )
@@ -129,6 +133,37 @@ def test_seconds_weigh_every_phase_by_its_interval() -> None:
     assert cost.seconds(recipe) == pytest.approx(100 * 0.5 + 300 * 2 + 60 * 5 + 200 / 15 * 30)
     assert cost.seconds(recipe, 1_200) == pytest.approx(100 * 2 + 20 * 5 + 100 / 15 * 30)
     assert cost.seconds(recipe, 1_600) == 0
+    # Before the first step the classifier is asked, and a student sees a hundred thousand images at most.
+    prepared = replace(cost, asking=7.0, evidence_image=0.01)
+    assert prepared.seconds(recipe) == pytest.approx(cost.seconds(recipe) + 7 + 1600 * 0.01)
+    assert prepared.seconds(recipe, 1_200) == cost.seconds(recipe, 1_200)
+    assert prepared.preparation(changed(recipe, {"training.total_kimg": 500})) == pytest.approx(7 + 1000)
+
+
+@pytest.mark.parametrize(
+    ("classes", "resolution", "condition"),
+    [(16, 16, "evidence"), (17, 16, "probabilities"), (2, 8, "probabilities")],
+)
+def test_where_evidence_cannot_be_the_condition_classes_are(
+    classes: int, resolution: int, condition: str
+) -> None:
+    names = tuple(map(str, range(classes)))
+    explained = problems.classifier(class_names=names)
+    recipe = problems.recipe("evidence")
+    config = RunConfig(experiment="e", data="d", classifier="c", resolution=16, recipe=recipe)
+    fixed = {"resolution", "network.channel_base", "training.total_kimg", "training.batch_size"}
+    images = cast(Preview, None)  # not looked at where nothing is measured
+    given = config.model_copy(update={"resolution": resolution})
+    planned = plan(given, images, explained, problems.HARDWARE, fixed=fixed)
+    chosen = planned.config.recipe
+    assert (chosen.network.condition, chosen.loss.evidence) == (condition, float(condition == "evidence"))
+    assert any("network.condition probabilities" in reason for reason in planned.reasons) == (
+        condition != "evidence"
+    )
+    own = plan(given, images, explained, problems.HARDWARE, fixed={*fixed, "network.condition"})
+    assert own.config.recipe.network.condition == "evidence"
+    # The same command continues the run: what was chosen for the classifier is not held against it.
+    assert keep_choices(recipe, chosen, [], everything=False) == chosen
 
 
 @pytest.mark.parametrize(

@@ -318,7 +318,10 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _power_of_two(self) -> RunConfig:
         if self.recipe.network.condition == "evidence" and self.resolution < 16:
-            raise ValueError("network.condition: evidence needs images of 16 pixels or more")
+            raise ValueError(
+                "network.condition: evidence needs images of 16 pixels or more; "
+                "set network.condition=probabilities and loss.evidence=0"
+            )
         if self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution is {self.resolution}, not a power of two")
         return self

@@ -60,6 +60,8 @@ def _time(config: RunConfig, estimate: Estimate) -> str:
     ]
     if cost.warm_up is not None:
         each.append(f"warm-up step {cost.warm_up:.2f} s for {loss.adversarial_start_kimg:g} kimg")
+    if estimate.preparation:
+        each.append(f"evidence {duration(estimate.preparation)} before the first step")
     rounds = "once" if cost.rounds == 1 else f"{cost.rounds} times"
     return (
         f"{duration(estimate.seconds)} for {estimate.steps:,} steps{done}, {speed} on average; "

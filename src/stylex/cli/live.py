@@ -202,7 +202,10 @@ class TrainingView:
         place = Text.assemble(
             (f"{100 * images / total:.0f} %", "bold"), f"  {images / 1000:.1f} of {total / 1000:g} kimg"
         )
-        if self._now is None:
+        if self._now is not None and self._now.prepared is not None:
+            facts = Text(_preparing(self._now))
+            times = Text(f"{_clock_time(self._now.seconds_left)} left of this, then training begins", "dim")
+        elif self._now is None:
             going_on = "going on" if images else "the first steps are under way"
             facts, times = place, Text(f"{going_on} …", "dim")
         else:
@@ -261,12 +264,18 @@ class TrainingView:
             self._history.setdefault(key, deque(maxlen=HISTORY)).append(value)
 
     def _line(self, now: Progress) -> str:
+        if now.prepared is not None:
+            return f"{_preparing(now)}, {_clock_time(now.seconds_left)} left of this"
         figures = ", ".join(f"{key} {now.statistics[key]:.3f}" for key in SHORT if key in now.statistics)
         left = f"{_clock_time(now.seconds_left)} left" if now.images < now.total_images else "done"
         return (
             f"{now.images / 1000:.1f} of {now.total_images / 1000:g} kimg, "
             f"{now.images_per_second:.0f} images/s, {left}" + (f": {figures}" if figures else "")
         )
+
+
+def _preparing(now: Progress) -> str:
+    return f"finding the classifier's evidence: {100 * (now.prepared or 0):.0f} %"
 
 
 def _groups(statistics: Mapping[str, float]) -> dict[str, Mapping[str, str]]:

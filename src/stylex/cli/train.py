@@ -21,7 +21,7 @@ from stylex.cli.output import (
     progress,
     result,
 )
-from stylex.config import Recipe, RunConfig, changed, differences, load_named, load_recipe, override, validate
+from stylex.config import Recipe, RunConfig, differences, load_named, load_recipe, override, validate
 from stylex.errors import ConfigError, DataError, RunError, Stopped
 from stylex.hardware import Hardware
 from stylex.parallel import World
@@ -268,7 +268,7 @@ def _estimate(
     done = 0 if found is None else int(found[1]["images"])
     images = preview(data, group=config.group)
     few = images.sample(config.resolution, 2 * config.recipe.training.batch_size)
-    measured = estimate(config, few, explained, hardware, images_done=done)
+    measured = estimate(config, few, explained, hardware, images_done=done, training_images=images.training)
     content = {
         "run": str(out),
         "training_images": images.training,
@@ -292,11 +292,8 @@ def _same_settings(
     wanted: Recipe = config.recipe
     if recipe is not None:
         wanted = load_recipe(recipe, assignments)
-        key = "loss.perceptual_network"
-        if not any(assignment.startswith(f"{key}=") for assignment in assignments):
-            wanted = changed(wanted, {key: config.recipe.loss.perceptual_network})  # may have been chosen
-        if chosen:
-            wanted = keep_choices(wanted, config.recipe, assignments)
+        if wanted.name == config.recipe.name:
+            wanted = keep_choices(wanted, config.recipe, assignments, everything=chosen)
     elif assignments:
         wanted = validate(
             Recipe, override(config.recipe.model_dump(), assignments), f"settings of {run.path}"

@@ -25,7 +25,8 @@ from stylex.hardware import (
 )
 from stylex.networks import build
 from stylex.run import Run
-from stylex.training.loop import Trainer, parameter_count, total_images
+from stylex.training.evidence import MOST_IMAGES, time_evidence
+from stylex.training.loop import Trainer, evidence_kimg, parameter_count, total_images
 from stylex.training.losses import Phase, phases
 
 SAFE_SHARE = 0.8
@@ -60,6 +61,8 @@ class StepCost:
         warm_up: seconds of a step in the warm-up; None where the recipe has none.
         activation_bytes: memory above the networks' and optimisers' state at the worst moment.
         base_bytes: what the process held before there were networks.
+        asking, evidence_image: where the condition is evidence, seconds to ask the classifier about the
+            training images before the first step, and seconds an image that the student learns from.
         rounds: how often each was timed, the first time (which builds kernels) left out if there was another.
         failed_batch: a batch that ran out of memory; None where none did.
     """
@@ -72,6 +75,8 @@ class StepCost:
     base_bytes: int
     rounds: int
     failed_batch: int | None = None
+    asking: float = 0.0
+    evidence_image: float = 0.0
 
     @property
     def round_seconds(self) -> float:
@@ -86,7 +91,8 @@ class StepCost:
     def seconds(self, recipe: Recipe, begin_images: int = 0) -> float:
         """Seconds from `begin_images` to the recipe's total: every phase weighted by its interval.
 
-        The time of a step is taken as proportional to its images. Checkpoints and samples are left out.
+        The time of a step is taken as proportional to its images. What comes before the first step is counted
+        where nothing has been done yet; checkpoints and samples are left out.
         """
         loss, schedule = recipe.loss, recipe.training.schedule
         end = total_images(recipe)
@@ -98,7 +104,11 @@ class StepCost:
             if phase.name in self.phases:
                 due = max(0.0, end - max(phase.start_images, begin_images)) / phase.interval
                 total += due * self.phases[phase.name]
-        return total / self.batch_size
+        return total / self.batch_size + (0.0 if begin_images else self.preparation(recipe))
+
+    def preparation(self, recipe: Recipe) -> float:
+        """Seconds before the first step."""
+        return self.asking + self.evidence_image * 1000 * evidence_kimg(recipe)
 
     def peak_bytes(self, size: Size, batch_size: int) -> int:
         """Memory of a training with batches of `batch_size`: base, state, and activations in proportion."""
@@ -130,6 +140,7 @@ def measure_step(
     classifier: Classifier,
     hardware: Hardware,
     *,
+    training_images: int | None = None,
     limit_s: float = 20.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> StepCost:
@@ -143,12 +154,30 @@ def measure_step(
         config: the settings; the run that they would make is not touched.
         images: some images of the run's resolution, as many as a batch if possible; repeated if fewer.
         classifier: what would be explained; it is moved to the hardware.
+        training_images: how many there are in all; by default those given.
         limit_s: no new round of steps begins after so many seconds.
 
     Raises:
         DataError, ConfigError: as for `train`.
         OutOfMemory: not even two images fit.
     """
+    cost = _measure_batches(config, images, classifier, hardware, limit_s, clock)
+    if config.recipe.network.condition != "evidence":
+        return cost
+    asked, learned = time_evidence(images, classifier, hardware, clock=clock)
+    count = min(MOST_IMAGES, len(images) if training_images is None else training_images)
+    return replace(cost, asking=asked * count, evidence_image=learned)
+
+
+def _measure_batches(
+    config: RunConfig,
+    images: ImageSet,
+    classifier: Classifier,
+    hardware: Hardware,
+    limit_s: float,
+    clock: Callable[[], float],
+) -> StepCost:
+    """As `measure_step`, without what comes before the first step."""
     begin = clock()
     full = config.recipe.training.batch_size
     few = _with_batch(config, min(2, full))
@@ -298,7 +327,8 @@ def _at_least_two(images: ImageSet) -> ImageSet:
 class Estimate:
     """What a training will take: see `estimate`. Bytes and seconds; None where it could not be measured.
 
-    `ran_out`: a trial step with the recipe's batch, or fewer images, ran out of memory.
+    `ran_out`: a trial step with the recipe's batch, or fewer images, ran out of memory. `preparation`: of the
+    `seconds`, those before the first step.
     """
 
     size: Size
@@ -309,6 +339,7 @@ class Estimate:
     images_done: int
     steps: int
     seconds: float | None
+    preparation: float = 0.0
     ran_out: bool = False
 
     @property
@@ -342,6 +373,7 @@ class Estimate:
                 "step_seconds": None if cost is None else dict(cost.kinds),
                 "phase_seconds": None if cost is None else dict(cost.phases),
                 "warm_up_step_seconds": None if cost is None else cost.warm_up,
+                "preparation_seconds": self.preparation,
             },
         }
 
@@ -353,6 +385,7 @@ def estimate(
     hardware: Hardware,
     *,
     images_done: int = 0,
+    training_images: int | None = None,
     limit_s: float = 20.0,
 ) -> Estimate:
     """Size, memory and time of a training on this machine; writes nothing.
@@ -365,6 +398,7 @@ def estimate(
         classifier: what would be explained.
         hardware: where training would run.
         images_done: training images that an existing run has seen.
+        training_images: how many there are in all; by default those given.
         limit_s: seconds that the measurement may take, about.
 
     Raises:
@@ -377,7 +411,9 @@ def estimate(
     batch_size = recipe.training.batch_size
     if free is None or size.state_bytes < SAFE_SHARE * free:
         try:
-            cost = measure_step(config, images, classifier, hardware, limit_s=limit_s)
+            cost = measure_step(
+                config, images, classifier, hardware, training_images=training_images, limit_s=limit_s
+            )
             ran_out = cost.ran_out(batch_size)
         except OutOfMemory:
             ran_out = True
@@ -394,5 +430,6 @@ def estimate(
         images_done=images_done,
         steps=-(-(total - images_done) // per_step),
         seconds=None if cost is None else cost.seconds(recipe, images_done),
+        preparation=0.0 if cost is None or images_done else cost.preparation(recipe),
         ran_out=ran_out,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +25,12 @@ from stylex.training.randomness import derive_seed
 
 FEWEST = 2
 """Training images; far more are needed for components that mean something."""
+
+MOST_IMAGES = 50_000
+"""Training images that the student learns from; of more, these are drawn."""
+
+ASKED_PIXELS = 256 * 64**2
+"""Of the images that the classifier is asked about at once."""
 
 BATCH = 64
 
@@ -90,7 +98,14 @@ class EvidenceFit:
 
 
 def fit_evidence(
-    evidence: Evidence, images: ImageSet, classifier: Classifier, hardware: Hardware, seed: int, kimg: float
+    evidence: Evidence,
+    images: ImageSet,
+    classifier: Classifier,
+    hardware: Hardware,
+    seed: int,
+    kimg: float,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> EvidenceFit:
     """Set every number of `evidence` from training images and what a classifier says of them.
 
@@ -107,41 +122,99 @@ def fit_evidence(
         images: training images of the evidence's resolution.
         classifier: placed; gives logits [N, K].
         kimg: thousand images that the student sees, over and over where there are fewer.
+        on_progress: called with the images dealt with and their total; what it raises ends the work.
 
     Raises:
-        DataError: fewer than 10 images, or a classifier that says the same of all of them.
+        DataError: fewer than 2 images, or a classifier that says the same of all of them.
     """
     if len(images) < FEWEST:
         raise DataError(f"evidence needs {FEWEST} training images or more, there are {len(images)}")
-    target = _targets(images, classifier, hardware)
+    chosen = np.arange(len(images))
+    if len(chosen) > MOST_IMAGES:
+        drawn = np.random.default_rng(derive_seed(seed, "evidence images"))
+        chosen = np.sort(drawn.choice(len(images), MOST_IMAGES, replace=False))
+    seen = int(kimg * 1000)
+
+    def progress(asked: int, learned: int) -> None:
+        if on_progress is not None:
+            on_progress(asked + min(learned, seen), len(chosen) + seen)
+
+    small, target = _asked(images, chosen, classifier, hardware, lambda asked: progress(asked, 0))
     deviation = target.std(dim=0)
     if not bool((deviation > 1e-6).any()):
         raise DataError("the classifier says the same of all training images: there is no evidence to find")
     centred = target - target.mean(dim=0)
     with torch.random.fork_rng(devices=[hardware.device] if hardware.device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "evidence"))
-        student, explained = _train(evidence, images, centred, hardware, seed, kimg)
+        student, explained = _train(
+            evidence, small, centred, hardware, seed, seen, lambda learned: progress(len(chosen), learned)
+        )
     _fold(student, evidence)
-    order = np.random.default_rng(derive_seed(seed, "evidence maps")).permutation(len(images))
-    maps = _maps(evidence, images, np.sort(order[:MOST_MAPS]), hardware)
+    order = np.random.default_rng(derive_seed(seed, "evidence maps")).permutation(len(small))
+    maps = _maps(evidence, small, np.sort(order[:MOST_MAPS]), hardware)
     held, shares = _decompose(evidence, maps, classifier.activation, seed)
+    progress(len(chosen), seen)
     return EvidenceFit(explained, held, shares)
 
 
+def time_evidence(
+    images: ImageSet,
+    classifier: Classifier,
+    hardware: Hardware,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[float, float]:
+    """What `fit_evidence` takes here: seconds an image to ask about, and seconds an image to learn from."""
+    few = images.select(range(min(8, len(images))))
+    begin = clock()
+    small, target = _asked(few, np.arange(len(few)), classifier, hardware, _unwatched)
+    asked = (clock() - begin) / len(few)
+    again = [number % len(few) for number in range(BATCH + 8)]
+    small, target = small.select(again), target[again]
+    evidence = Evidence(images.images.shape[1], target.shape[1], 1)
+    times = []
+    with torch.random.fork_rng(devices=[hardware.device] if hardware.device.type == "cuda" else []):
+        for steps in (1, 4):  # the first makes ready
+            begin = clock()
+            _train(evidence, small, target, hardware, 0, steps * BATCH, _unwatched)
+            times.append((clock() - begin) / (steps * BATCH))
+    return asked, times[-1]
+
+
+def _unwatched(_: int) -> None:
+    pass
+
+
 @torch.no_grad()
-def _targets(images: ImageSet, classifier: Classifier, hardware: Hardware) -> Tensor:
-    """Log-odds [N, K] of all images."""
-    found = [
-        log_odds(
-            classifier(images.batch(part).to(hardware.device)).cpu().double().numpy(), classifier.activation
-        )
-        for part in _parts(np.arange(len(images)))
-    ]
-    return torch.from_numpy(np.concatenate(found)).float().to(hardware.device)
+def _asked(
+    images: ImageSet,
+    chosen: npt.NDArray[np.intp],
+    classifier: Classifier,
+    hardware: Hardware,
+    on_progress: Callable[[int], None],
+) -> tuple[ImageSet, Tensor]:
+    """The chosen images as the student sees them, and their log-odds [N, K] in the classifier's eyes."""
+    log_odds_found, pixels = [], []
+    large = images.images.shape[1] > LARGEST
+    for part in _parts(chosen, images):
+        batch = images.batch(part).to(hardware.device)
+        logits = classifier(batch).cpu().double().numpy()
+        log_odds_found.append(log_odds(logits, classifier.activation))
+        if large:
+            scaled = (reduced(batch) + 1) * 127.5
+            pixels.append(scaled.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+        on_progress(sum(map(len, log_odds_found)))
+    target = torch.from_numpy(np.concatenate(log_odds_found)).float().to(hardware.device)
+    if large:
+        names = tuple(images.names[number] for number in chosen)
+        return ImageSet(np.concatenate(pixels), names, None, None, {}), target
+    return (images if len(chosen) == len(images) else images.select(chosen)), target
 
 
-def _parts(chosen: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
-    return np.array_split(chosen, -(-len(chosen) // 256))
+def _parts(chosen: npt.NDArray[np.intp], images: ImageSet) -> list[npt.NDArray[np.intp]]:
+    """The chosen numbers in portions that fit the memory."""
+    most = max(1, ASKED_PIXELS // images.images.shape[1] ** 2)
+    return np.array_split(chosen, -(-len(chosen) // most))
 
 
 class _Student(nn.Module):
@@ -164,9 +237,15 @@ class _Student(nn.Module):
 
 
 def _train(
-    evidence: Evidence, images: ImageSet, target: Tensor, hardware: Hardware, seed: int, kimg: float
+    evidence: Evidence,
+    images: ImageSet,
+    target: Tensor,
+    hardware: Hardware,
+    seed: int,
+    seen: int,
+    on_progress: Callable[[int], None],
 ) -> tuple[_Student, float]:
-    """A trained student whose maps sum to `target` [N, L], and how much of it they account for."""
+    """A student whose maps sum to `target` [N, L] after `seen` images; how much of it they account for."""
     random = np.random.default_rng(derive_seed(seed, "evidence order"))
     order = random.permutation(len(images))
     held_out, rest = np.array_split(order, [max(1, min(1000, len(images) // 10))])
@@ -175,7 +254,7 @@ def _train(
     optimiser = torch.optim.Adam(student.parameters(), LEARNING_RATE)
     deviation = target.std(dim=0).clamp_min(1e-6)
     batch = min(BATCH, len(rest))
-    steps = max(1, int(kimg * 1000) // batch)
+    steps = max(1, seen // batch)
     position, shuffled = len(rest), rest
     for step in range(steps):
         if position + batch > len(rest):
@@ -192,11 +271,12 @@ def _train(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        on_progress((step + 1) * batch)
     student.eval()
     with torch.no_grad():
         # Sums of the student's maps are 16 standardised log-odds; those of `Evidence` are log-odds.
         student.head.weight.mul_(deviation[:, None, None, None] / MAP_SIZE)
-        found = torch.cat([_of(student, images, part, hardware) for part in _parts(held_out)])
+        found = torch.cat([_of(student, images, part, hardware) for part in _parts(held_out, images)])
         wanted = target[torch.from_numpy(held_out).to(target.device)]
         error = found.sum(dim=(2, 3)) - wanted
         explained = 1 - float(error.square().mean() / wanted.square().mean().clamp_min(1e-12))
@@ -228,7 +308,7 @@ def _maps(
     """Maps of evidence [N, L · 16 · 16]."""
     found = [
         evidence.maps(images.batch(part).to(hardware.device)).flatten(1).cpu().double()
-        for part in _parts(chosen)
+        for part in _parts(chosen, images)
     ]
     rows: npt.NDArray[np.float64] = torch.cat(found).numpy()
     return rows

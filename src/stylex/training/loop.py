@@ -41,21 +41,28 @@ from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, 
 from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.randomness import DataOrder, StepRandom
 from stylex.training.stability import Stability, Trouble
-from stylex.training.stopping import stop_requests
+from stylex.training.stopping import StopRequest, stop_requests
 from stylex.training.watching import WATCHED, MetricsLog, RecentStatistics, save_samples
 
 log = logging.getLogger("stylex")
 
+PREPARING_STOPPED = "stopped before the first step; the same command begins again"
+
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands, for displays."""
+    """Where training stands, for displays.
+
+    Before the first step, while the classifier's evidence is looked for, `prepared` is how much of that is
+    done, and the seconds are left of it.
+    """
 
     images: int
     total_images: int
     images_per_second: float
     seconds_left: float
     statistics: dict[str, float]
+    prepared: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,14 @@ def train(
         classifier: what is explained; it is frozen, its weights are not changed.
         watch: images for sample grids and health checks, on which the best checkpoint is chosen; see
             `watched_images`. By default the first training images.
-        on_progress: called after every log interval.
+        on_progress: called after every log interval, and every second while evidence is looked for.
         world: the processes that train together; all call this, with the same arguments, in a run directory
             that all can read. The first alone writes.
 
     Raises:
         DataError: the images are too few, or not of the run's resolution.
         TrainingDiverged: it went wrong for the second time (see `stability`); the last good checkpoint stays.
-        Stopped: Ctrl-C or SIGTERM arrived; a checkpoint was written.
+        Stopped: Ctrl-C or SIGTERM arrived; a checkpoint was written, unless evidence was still looked for.
         RunError: another process works in this run, it belongs to another classifier, or the disk is full.
         CheckpointError: there are checkpoints, but none that can be read, or of other networks.
         ConfigError: the perceptual network cannot be had, or the batch does not divide among the processes.
@@ -115,8 +122,31 @@ def train(
                 return TrainingResult(header["step"], header["images"], header["seconds"], latest)
         watched = watch or images.select(range(min(WATCHED, len(images))))
         trainer = Trainer(run, images, classifier, hardware, watched, world)
-        trainer.resume(found)
-        return trainer.run_to_end(on_progress)
+        with stop_requests() as stop:
+            trainer.resume(found, Preparation(stop, trainer.total_images, on_progress))
+            return trainer.run_to_end(on_progress, stop)
+
+
+class Preparation:
+    """What is asked for and told while evidence is looked for, before the first step."""
+
+    def __init__(
+        self, stop: StopRequest, total_images: int, on_progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        self._stop, self._total_images, self._on_progress = stop, total_images, on_progress
+        self._begin = time.perf_counter()
+        self._said: float | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Raises Stopped where somebody asked for it; tells how far things are, once a second at most."""
+        if self._stop.asked():
+            raise Stopped(PREPARING_STOPPED)
+        now = time.perf_counter()
+        if self._on_progress is None or (self._said is not None and now - self._said < 1 and done < total):
+            return
+        self._said = now
+        seconds = (now - self._begin) * (total - done) / max(1, done)
+        self._on_progress(Progress(0, self._total_images, 0.0, seconds, {}, prepared=done / total))
 
 
 class Trainer:
@@ -192,13 +222,21 @@ class Trainer:
     def images_per_step(self) -> int:
         return self.recipe.training.batch_size * self.recipe.training.accumulate
 
-    def resume(self, found: tuple[dict[str, Tensor], dict[str, Any], Path] | None = None) -> None:
-        """Restore a checkpoint, by default the newest readable one, if there is one."""
+    def resume(
+        self,
+        found: tuple[dict[str, Tensor], dict[str, Any], Path] | None = None,
+        preparation: Preparation | None = None,
+    ) -> None:
+        """Restore a checkpoint, by default the newest readable one; without one, prepare what training needs.
+
+        Raises:
+            Stopped: `preparation` was asked to.
+        """
         found = found or self.run.newest_checkpoint()
         header: dict[str, Any] = {}
         if found is None:
             self._fit_components()
-            self.fit_evidence()
+            self.fit_evidence(preparation)
         self.world.wait()  # until all have read, before anything is renamed
         if found is not None:
             tensors, header, file = found
@@ -236,17 +274,29 @@ class Trainer:
                 "the encoder's %d components hold %.2f %% of the variance", encoder.components, 100 * held
             )
 
-    def fit_evidence(self) -> None:
+    def fit_evidence(self, preparation: Preparation | None = None) -> None:
         """Find the components of the classifier's evidence, where the recipe's condition is made of them."""
         encoder = self.state.networks.encoder
         if encoder is None or encoder.evidence is None:
             return
         evidence = encoder.evidence
-        settings = self.recipe.training
-        seed, kimg = self.run.config.seed, min(settings.evidence_kimg, settings.total_kimg)
-        fit = None
+        seed, kimg = self.run.config.seed, evidence_kimg(self.recipe)
+        fit, stopped = None, False
         if self.world.first:  # it is small, and the devices' convolutions may differ in the last digits
-            fit = fit_evidence(evidence, self.images, self.classifier, self.hardware, seed, kimg)
+            try:
+                fit = fit_evidence(
+                    evidence,
+                    self.images,
+                    self.classifier,
+                    self.hardware,
+                    seed,
+                    kimg,
+                    on_progress=preparation,
+                )
+            except Stopped:
+                stopped = True
+        if self.world.any(stopped):
+            raise Stopped(PREPARING_STOPPED)
         if self.world.size > 1:
             own = {key: value.cpu() for key, value in evidence.state_dict().items()}
             evidence.load_state_dict(self.world.share(own if self.world.first else {})[0])
@@ -264,11 +314,11 @@ class Trainer:
                 "run directory, and run the same versions of stylex and torch"
             )
 
-    def run_to_end(self, on_progress: Callable[[Progress], None] | None = None) -> TrainingResult:
-        """Train to the total; see `train`."""
+    def run_to_end(self, on_progress: Callable[[Progress], None] | None, stop: StopRequest) -> TrainingResult:
+        """Train to the total, or until somebody asks to stop; see `train`."""
         settings, state = self.recipe.training, self.state
         marks = deque([(time.perf_counter(), state.images)], maxlen=10)
-        with stop_requests() as stop, self.log:
+        with self.log:
             if state.images == 0:
                 self._sample()
                 self.stability.begin(state)
@@ -472,6 +522,11 @@ def images_fingerprint(images: ImageSet) -> str:
 def total_images(recipe: Recipe) -> int:
     """Training images after which a recipe ends."""
     return int(recipe.training.total_kimg * 1000)
+
+
+def evidence_kimg(recipe: Recipe) -> float:
+    """Thousand images that the evidence's student learns from: no more than the networks see after it."""
+    return min(recipe.training.evidence_kimg, recipe.training.total_kimg)
 
 
 def updates(due: list[Phase], lazy_adam: bool) -> list[list[Phase]]:

@@ -16,6 +16,8 @@ from stylex.config import Recipe, RunConfig, changed
 from stylex.data import Preview
 from stylex.errors import ConfigError
 from stylex.hardware import Hardware, available_memory
+from stylex.networks.build import MOST_CLASSES
+from stylex.networks.evidence import MAP_SIZE
 from stylex.training.costs import SAFE_SHARE, OutOfMemory, Size, StepCost, measure_size, measure_step
 
 log = logging.getLogger("stylex")
@@ -37,6 +39,9 @@ SCHEDULE_KEYS = (
     "training.ema_halflife_kimg",
 )
 """Settings that say when in a training something happens, and so scale with its length."""
+
+CLASSIFIER_KEYS = ("loss.perceptual_network", "network.condition", "loss.evidence")
+"""Settings that a classifier may not allow, and that are then chosen for it."""
 
 EFFICIENTNET_PIXELS = 32
 """The smallest images that efficientnet-lite0 can look at."""
@@ -129,10 +134,18 @@ def scale_total(recipe: Recipe, total_kimg: float, fixed: Collection[str] = ()) 
     return changed(recipe, changes)
 
 
-def keep_choices(recipe: Recipe, chosen: Recipe, assignments: Collection[str]) -> Recipe:
-    """The recipe with what a plan may have chosen taken from `chosen`, where no assignment sets it."""
+def keep_choices(
+    recipe: Recipe, chosen: Recipe, assignments: Collection[str], *, everything: bool = True
+) -> Recipe:
+    """The recipe with what a plan may have chosen taken from `chosen`, where no assignment sets it.
+
+    Without `everything`, only what was chosen for the classifier's sake.
+    """
     given = {assignment.partition("=")[0] for assignment in assignments}
-    keys = {*WIDTH_KEYS, *SCHEDULE_KEYS, "training.total_kimg", "training.batch_size", "training.accumulate"}
+    keys = set(CLASSIFIER_KEYS)
+    if everything:
+        keys |= {*WIDTH_KEYS, *SCHEDULE_KEYS, "training.total_kimg", "training.batch_size"}
+        keys.add("training.accumulate")
     content = chosen.model_dump()
     return changed(
         recipe, {key: content[key.split(".")[0]][key.split(".")[1]] for key in sorted(keys - given)}
@@ -317,6 +330,8 @@ def plan(
         resolution = finest_resolution(images.side, classifier.input_size)
         sees = f"the classifier looks at {classifier.input_size}" if classifier.input_size else "any will do"
         reasons.append(f"resolution {resolution}: the images have {images.side} pixels a side, {sees}")
+    config, more = _with_condition(config, classifier, resolution, fixed)
+    reasons += more
     keeps_widths = any(key in fixed for key in WIDTH_KEYS)
     keeps_total = budget_s is None or "training.total_kimg" in fixed
     if keeps_widths and keeps_total and "training.batch_size" in fixed:
@@ -357,6 +372,23 @@ def _with_perceptual_network(
     return config.model_copy(update={"recipe": changed(config.recipe, {key: name})}), [reason]
 
 
+def _with_condition(
+    config: RunConfig, classifier: Classifier, resolution: int, fixed: Collection[str]
+) -> tuple[RunConfig, list[str]]:
+    """The classes themselves as condition where they are too many, or images too small, for evidence."""
+    key = "network.condition"
+    if config.recipe.network.condition != "evidence" or key in fixed:
+        return config, []
+    if classifier.classes > MOST_CLASSES:
+        why = f"evidence is made for {MOST_CLASSES} classes at most, these are {classifier.classes}"
+    elif resolution < MAP_SIZE:
+        why = f"evidence needs images of {MAP_SIZE} pixels or more"
+    else:
+        return config, []
+    recipe = changed(config.recipe, {key: "probabilities", "loss.evidence": 0.0})
+    return config.model_copy(update={"recipe": recipe}), [f"{key} probabilities: {why}"]
+
+
 def _measure_and_decide(
     config: RunConfig,
     scales: Sequence[float],
@@ -379,7 +411,9 @@ def _measure_and_decide(
             continue
         tried = config.model_copy(update={"recipe": recipe})
         try:
-            cost = measure_step(tried, few, classifier, hardware, limit_s=limit_s)
+            cost = measure_step(
+                tried, few, classifier, hardware, training_images=images.training, limit_s=limit_s
+            )
         except OutOfMemory as error:
             log.info("widths %g times the recipe's: %s", scale, error)
             continue

@@ -1,0 +1,65 @@
+"""The script that compares recipes at equal time: its rows, what it takes for done, its table."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import training_problems as problems
+from stylex.config import load_recipe
+from stylex.training.loop import train
+
+HOME = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    specification = importlib.util.spec_from_file_location("quality_per_hour", HOME / "quality_per_hour.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["quality_per_hour"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_every_row_is_a_recipe_and_no_two_are_the_same(script: Any) -> None:
+    rows = script.read_rows(HOME / "quality_per_hour.yaml")
+    recipes = [load_recipe(row.recipe, list(row.assignments)) for row in rows]
+    assert all(one != two for number, one in enumerate(recipes) for two in recipes[:number])
+    assert {row.recipe for row in rows} == {"fast", "stylex", "study", "vdv", "stylegan2"}
+    assert [row.name for row in script.read_rows(HOME / "quality_per_hour.yaml", ["vdv", "fast"])] == [
+        "fast",
+        "vdv",
+    ]
+    with pytest.raises(SystemExit, match="no row none"):
+        script.read_rows(HOME / "quality_per_hour.yaml", ["none"])
+
+
+def test_a_row_that_was_stopped_is_not_taken_for_trained(script: Any, tmp_path: Path) -> None:
+    run = problems.make_run(tmp_path / "run", "fast", ["training.keep_checkpoints=9"])
+    train(run, problems.images(), problems.classifier(), problems.HARDWARE)
+    files = run.checkpoint_files()
+    assert script.finished(run.path)
+    for file in files[1:]:
+        file.unlink()
+    assert run.model_file.exists()
+    assert not script.finished(run.path)
+    shutil.rmtree(run.checkpoints)
+    assert not script.finished(run.path)
+
+
+def test_the_table_has_a_cell_for_every_column_whatever_is_missing(script: Any) -> None:
+    found = dict.fromkeys(key for key, _ in script.COLUMNS.values())
+    found |= {"minutes": 9.96, "flips_3": {"young": 0.5, "old": 1.0}, "images": 20_000, "worst_factor": None}
+    table = script.markdown({"fast": found}).splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    assert "| 20,000 |" in table[2]
+    assert "| 1.00 / 0.50 |" in table[2]
+    assert table[2].startswith("| fast | 10.0 |")
+    assert table[2].endswith("| – |")
