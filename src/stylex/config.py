@@ -70,6 +70,10 @@ class NetworkSettings(Settings):
     discriminator: Literal["plain", "classes", "real+classes"] = Field(
         "classes", description="one score; Σ cₖDₖ(x); or D₀(x) + Σ cₖDₖ(x), c the condition"
     )
+    discriminator_network: Literal["residual", "projected"] = Field(
+        "residual",
+        description="StyleGAN2's; or one that looks through an ImageNet-trained EfficientNet-Lite0",
+    )
     deviation_group: int = Field(
         4,
         ge=0,

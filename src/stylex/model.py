@@ -15,7 +15,15 @@ from stylex.conditions import told
 from stylex.config import Recipe, RunConfig, validate
 from stylex.errors import CheckpointError, RunError
 from stylex.hardware import Hardware, place
-from stylex.networks import Discriminator, Encoder, Generator, Mapping, build, conditional_score
+from stylex.networks import (
+    Discriminator,
+    Encoder,
+    Generator,
+    Mapping,
+    ProjectedDiscriminator,
+    build,
+    conditional_score,
+)
 from stylex.networks.generator import Noise
 from stylex.run import Run, read_tensors
 
@@ -31,7 +39,7 @@ class Model:
     generator: Generator
     encoder: Encoder | None
     mapping: Mapping | None
-    discriminator: Discriminator | None
+    discriminator: Discriminator | ProjectedDiscriminator | None
     classifier: Classifier
     recipe: Recipe
     hardware: Hardware

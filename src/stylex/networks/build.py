@@ -12,6 +12,7 @@ from stylex.errors import ConfigError
 from stylex.networks.evidence import Evidence
 from stylex.networks.generator import Generator
 from stylex.networks.mapping import Mapping
+from stylex.networks.projected import ProjectedDiscriminator
 from stylex.networks.residual import Discriminator, Encoder
 
 MOST_CLASSES = 16
@@ -23,7 +24,7 @@ class Networks:
     """The trainable parts of a model; encoder or mapping is None where the recipe has none."""
 
     generator: Generator
-    discriminator: Discriminator
+    discriminator: Discriminator | ProjectedDiscriminator
     encoder: Encoder | None
     mapping: Mapping | None
 
@@ -44,7 +45,8 @@ def build(recipe: Recipe, resolution: int, classes: int, seed: int = 0) -> Netwo
     Weights depend on the seed alone; the global random state is left as it was.
 
     Raises:
-        ConfigError: evidence as condition, and more classes than it is made for.
+        ConfigError: evidence as condition, and more classes than it is made for; or the network that a
+            projected discriminator looks through is not installed.
     """
     settings = recipe.network
     if settings.condition == "evidence" and classes > MOST_CLASSES:
@@ -73,10 +75,22 @@ def build(recipe: Recipe, resolution: int, classes: int, seed: int = 0) -> Netwo
             )
         if recipe.samples:
             mapping = Mapping(settings.z_features, settings.latent_features, layers=settings.mapping_layers)
-        discriminator = Discriminator(
-            resolution,
-            settings.discriminator_channels(resolution),
-            outputs,
-            deviation_group=settings.deviation_group,
-        )
+        discriminator: Discriminator | ProjectedDiscriminator
+        if settings.discriminator_network == "projected":
+            discriminator = _projected(resolution, outputs)
+        else:
+            discriminator = Discriminator(
+                resolution,
+                settings.discriminator_channels(resolution),
+                outputs,
+                deviation_group=settings.deviation_group,
+            )
     return Networks(generator, discriminator, encoder, mapping)
+
+
+def _projected(resolution: int, outputs: int) -> ProjectedDiscriminator:
+    from stylex.perceptual import load_efficientnet
+
+    with torch.device("cpu"):  # its weights are real ones, also where the others are only counted
+        backbone = load_efficientnet()
+    return ProjectedDiscriminator(backbone, backbone.CHANNELS[1:], resolution, outputs)
