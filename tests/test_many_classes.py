@@ -19,6 +19,7 @@ from stylex.attfind.pairs import find_pairs, load_pairs
 from stylex.attfind.search import fingerprint
 from stylex.cli.explain import _goals
 from stylex.config import AttFindSettings
+from stylex.data.images import ImageSet
 from stylex.errors import ConfigError, RunError
 from stylex.explainer import Explainer
 from stylex.report.compose import AMOUNTS, amounts_for
@@ -165,3 +166,23 @@ def test_how_much_is_shown() -> None:
     assert amounts_for(2) == AMOUNTS
     assert (amounts_for(3).attributes, amounts_for(10).attributes, amounts_for(1000).attributes) == (6, 3, 3)
     assert amounts_for(10).pairs < AMOUNTS.pairs
+
+
+def test_a_class_that_no_image_counts_as_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    matrix = [[float(style % 3 == k) for k in range(3)] for style in range(8)]
+    without_c = problems.linear_model(problems.linear_classifier(matrix, (0.0, 0.0, -100.0), NAMES))
+    run = training_problems.make_run(tmp_path / "run", "fast")
+    pixels = np.random.default_rng(0).integers(100, 156, (80, 4, 4, 3), dtype=np.uint8)
+    pictures = ImageSet(pixels, tuple(map(str, range(80))), None, None, {})
+    for sweep_kind in ("exact", "screened"):
+        settings = AttFindSettings(images_per_class=20, count=4, unstable_threshold=None, sweep=sweep_kind)
+        caplog.clear()
+        findings = search(run, without_c, pictures, settings)
+        assert "counts as 'c'; nothing is searched" in caplog.text
+        assert findings.attributes["c"] == ()
+        assert findings.attributes["a"]
+        assert findings.attributes["b"]
+        assert set(findings.attributes) == set(NAMES)
+        assert findings.settings.sweep == sweep_kind

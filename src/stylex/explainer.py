@@ -140,10 +140,14 @@ class Explainer:
         self.findings = findings
 
     def likely_target(self, logits: Tensor) -> str:
-        """The most probable class of logits [1, K] that the image does not count as; of two the other."""
+        """The most probable class of logits [1, K] that the image does not count as; of two the other.
+
+        One that attributes lead to, if there is any.
+        """
         row = logits[0].float().cpu().numpy()
         activation = self.model.classifier.activation
         open_ = [k for k in range(len(row)) if not in_class(row, k, activation)]
+        open_ = [k for k in open_ if self.findings.attributes[self.class_names[k]]] or open_
         best = max(open_ or range(len(row)), key=lambda k: float(row[k]))
         return self.class_names[best]
 

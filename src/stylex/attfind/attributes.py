@@ -141,7 +141,8 @@ def find_attributes(
         before: [N, K] logits of the unchanged reconstructions.
         after: [N, 2, S, K] logits after each change, from `sweep`; an array or a reader such as `Shards`.
         accept: accept(target, coordinate), a filter such as the discriminator's.
-        targets: the class indices to select for; all by default. With fewer nothing is merged.
+        targets: the class indices to select for; by default those `sought`. With fewer nothing is merged; the
+            others have no attributes.
         effects: what `class_effects` made of the logits, if it has been asked before.
         unstable: images [N] to leave out; by default as the settings and all effects say.
 
@@ -169,7 +170,9 @@ def find_attributes(
         keep = ~unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
     picks: dict[int, list[DirectedCoordinate]] = {}
     searched: dict[int, npt.NDArray[np.bool_]] = {}
-    for target in range(len(class_names)) if targets is None else targets:
+    if targets is None:
+        targets = sought(before, activation) or range(len(class_names))
+    for target in targets:
         name = class_names[target]
         others = ~in_class(before, target, activation)
         images = others & keep
@@ -185,7 +188,8 @@ def find_attributes(
         picks[target] = select(effects, target, settings, images, accept)
         searched[target] = images
     flips = _flips(after, picks, searched, activation)
-    found = {
+    found: dict[str, tuple[Attribute, ...]] = dict.fromkeys(class_names, ())
+    found |= {
         name: tuple(
             describe(
                 space,
@@ -215,6 +219,16 @@ def in_class(logits: npt.NDArray[np.float32], target: int, activation: Activatio
     if activation == "sigmoid":
         return np.asarray(logits[..., target] > 0)
     return np.asarray(logits.argmax(axis=-1) == target)
+
+
+def sought(logits: npt.NDArray[np.float32], activation: Activation) -> list[int]:
+    """Classes [N, K] that some image counts as and some does not: what there is something to find about."""
+    found = []
+    for target in range(logits.shape[1]):
+        inside = in_class(logits, target, activation)
+        if inside.any() and not inside.all():
+            found.append(target)
+    return found
 
 
 def select(

@@ -126,7 +126,7 @@ def choose_batch(
                     f"memory is {limit >> 20} MiB, but a batch of {rows} changed images takes "
                     f"{each * rows >> 20} MiB; give more with --memory"
                 )
-            rates[batch_size] = rows / max(seconds - prepare, 1e-9)
+            rates[batch_size] = (int(tried.sum()) + 1) / max(seconds - prepare, 1e-9)
             if rows > len(moves):  # all that the layer has
                 break
     finally:

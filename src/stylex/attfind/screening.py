@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stylex.attfind.attributes import in_class
+from stylex.attfind.attributes import in_class, sought
 from stylex.attfind.effects import Activation
 from stylex.config import AttFindSettings
 from stylex.model import Model
@@ -128,14 +128,14 @@ def first_order(
     """
     if not model.classifier.differentiable or not isinstance(model.generator.synthesis, Synthesis):
         return None
-    classes = before.shape[1]
-    counts = np.zeros((classes, space.size), np.int64)
+    targets = sought(before, activation)
+    counts = np.zeros((before.shape[1], space.size), np.int64)
     unstable = None if settings.unstable_threshold is None else np.zeros(len(before), bool)
     size = 8
     for first in range(0, len(styles), size):
         rows = slice(first, first + size)
         effects = first_order_effects(model, space, styles[rows], activation, settings.shift)
-        for target in range(classes):
+        for target in targets:
             others = ~in_class(before[rows], target, activation)
             best = effects[others, :, :, target].max(axis=1)  # [n, S]
             top = np.argpartition(-best, min(STRONGEST, space.size) - 1, axis=1)[:, :STRONGEST]
@@ -203,7 +203,10 @@ def survivors(
     kept = np.zeros(effects.shape[2], bool)
     sure = 1.0
     for target in range(before.shape[1]):
-        images = ~in_class(before, target, activation) & stable
+        inside = in_class(before, target, activation)
+        if not inside.any():  # no image counts as it, of these nor of the others, which take turns
+            continue
+        images = ~inside & stable
         if images.sum() < ENOUGH_IMAGES:
             return np.ones_like(kept), 0.0
         ranking = Resampled(np.ascontiguousarray(effects[images, :, :, target]), settings)

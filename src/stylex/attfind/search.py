@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stylex.attfind.attributes import Findings, find_attributes, in_class
+from stylex.attfind.attributes import Findings, find_attributes, in_class, sought
 from stylex.attfind.class_effects import class_effects
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
 from stylex.attfind.measuring import OnProgress, measure
@@ -89,8 +89,10 @@ def discover(model: Model, images: SearchSource, settings: AttFindSettings, seed
     class are taken where there are no more. The class is the argmax of the classifier on the reconstruction
     (notebook). Ranges are taken over exactly these images.
 
+    Of a class that no image counts as nothing is searched; that is said.
+
     Raises:
-        DataError: a class has no image at all, so nothing can be explained.
+        DataError: no class has images that count as it and others that do not, so nothing can be explained.
     """
     missing = np.full(len(model.class_names), settings.images_per_class)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -111,15 +113,32 @@ def discover(model: Model, images: SearchSource, settings: AttFindSettings, seed
         names += [called[number] for number in order]
         if not missing.any():
             break
-    for target, name in enumerate(model.class_names):
-        if missing[target] == settings.images_per_class:
-            raise DataError(
-                f"none of {seen} reconstructed discovery images counts as '{name}'; "
-                "the classifier or the reconstruction ignores that class"
-            )
+    _check_classes(model, torch.cat([logits for _, _, logits in kept]).numpy(), missing, settings, seen)
     latents, styles, logits = (torch.cat(parts) for parts in zip(*kept, strict=True))
     space = StyleSpace.from_styles(model.generator.synthesis.layout, styles)
     return Discovery(latents, styles, logits, tuple(names), space)
+
+
+def _check_classes(
+    model: Model,
+    logits: npt.NDArray[np.float32],
+    missing: npt.NDArray[np.integer],
+    settings: AttFindSettings,
+    seen: int,
+) -> None:
+    """Say which classes no image counts as; an error where that leaves nothing to explain."""
+    empty = [
+        f"'{name}'"
+        for name, left in zip(model.class_names, missing, strict=True)
+        if left == settings.images_per_class
+    ]
+    if not empty:
+        return
+    more = f" and {len(empty) - 5} more classes" if len(empty) > 5 else ""
+    said = f"none of {seen} reconstructed discovery images counts as {', '.join(empty[:5])}{more}"
+    if not sought(logits, model.classifier.activation):
+        raise DataError(f"{said}; the classifier or the reconstruction ignores that class")
+    logger.warning("%s; nothing is searched for what leads there", said)
 
 
 def sample_latents(model: Model, seed: int) -> Latents:

@@ -121,6 +121,8 @@ def describe(findings: Findings, most: int = 10) -> str:
     """Attributes as lines of text."""
     lines = []
     for target, found in findings.attributes.items():
+        if not found:
+            continue
         lines.append(f"towards '{target}' ({findings.images} images searched)")
         lines += [
             f"  {entry.rank:2d}. {entry.title}: effect {entry.effect:+.2f}, flips {entry.flipped:.0%} alone"

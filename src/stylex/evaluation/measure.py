@@ -196,9 +196,11 @@ def evaluate(
     probabilities = model.classifier.probabilities(discovery_logits).cpu().numpy()
     results: list[MethodResult] = []
     single: dict[str, tuple[Interval, ...]] = {}
+    several = len(model.class_names) > 2 and any(findings.attributes.values())
+    unsought = [name for name, found in findings.attributes.items() if several and not found]
     for target, name in enumerate(model.class_names):
         bench = _Bench(model, space, test, target, judge, judged, counts)
-        if not len(bench.rows):
+        if not len(bench.rows) or name in unsought:
             continue
         rankings = {"AttFind": [entry.change for entry in findings.attributes[name]]}
         with suppress(DataError):  # no image shows the class clearly enough: there is nothing to compare with

@@ -197,9 +197,16 @@ def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, 
 def _warnings(evaluation: Mapping[str, Any], findings: Findings) -> tuple[str, ...]:
     warnings = [
         f"No test image counts as anything but “{name}”, so nothing is said about what leads there."
-        for name in findings.attributes
-        if name not in evaluation["single"]
+        for name, found in findings.attributes.items()
+        if found and name not in evaluation["single"]
     ]
+    without = [f"“{name}”" for name, found in findings.attributes.items() if not found]
+    if without:
+        warnings.append(
+            f"No attribute leads to {', '.join(without[:5])}"
+            + (f" and {len(without) - 5} more classes" if len(without) > 5 else "")
+            + ": no discovery image counts as it, or nothing moves there."
+        )
     agreement = evaluation["agreement"]["estimate"]
     if agreement < LOW_AGREEMENT:
         warnings.append(
