@@ -19,7 +19,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 help:
 	@sed -n 's/^#   //p' Makefile
 
-demo: $(VENV)/.core-installed
+demo: $(VENV)/.web-installed
 	$(RUN) -m stylex demo $(DEMO_ARGS)
 
 # One thread a worker: two workers that each used all cores would wait for each other.
@@ -46,14 +46,15 @@ $(VENV)/.made:
 	"$(PYTHON)" -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.core-installed: $(VENV)/.made pyproject.toml
-	$(PIP) install -e .
+# With what `stylex view` and `stylex study serve` need: they are the next things to look at.
+$(VENV)/.web-installed: $(VENV)/.made pyproject.toml
+	$(PIP) install -e '.[web]'
 	@touch $@
 
 $(VENV)/.test-installed: $(VENV)/.made pyproject.toml
 	$(PIP) install -e '.[test]'
-	@touch $@ $(VENV)/.core-installed
+	@touch $@ $(VENV)/.web-installed
 
 $(VENV)/.dev-installed: $(VENV)/.made pyproject.toml
 	$(PIP) install -e '.[dev]'
-	@touch $@ $(VENV)/.core-installed $(VENV)/.test-installed
+	@touch $@ $(VENV)/.web-installed $(VENV)/.test-installed

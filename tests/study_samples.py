@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import problems
@@ -16,6 +17,13 @@ from stylex.study.design import Design, StudyAttribute, StudySettings, make_ques
 from stylex.study.material import _write_pictures, study_folder
 
 SIDE = 16
+
+SMALL = 32
+
+
+def draw_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Animations of SMALL pixels: tiny models draw noise, and its palette takes seconds at the usual size."""
+    monkeypatch.setattr("stylex.study.material.SHOWN_SIDE", SMALL)
 
 
 def design(**settings: object) -> Design:

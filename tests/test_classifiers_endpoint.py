@@ -168,6 +168,54 @@ def test_an_endpoint_that_lies_later() -> None:
             classifier(pixels())
 
 
+@pytest.mark.parametrize(("lie", "message"), [(float("nan"), "NaN or infinity"), (3.0, "no probabilities")])
+def test_what_is_wrong_is_not_remembered(lie: float, message: str) -> None:
+    lies: list[float] = []
+    network = small_network()
+    honest = probabilities_of(network)
+
+    def answer(images: Tensor) -> Any:
+        return [[lies[0], 0.5]] * len(images) if lies else honest(images)
+
+    with endpoint(answer) as served:
+        classifier = opened(served)
+        lies.append(lie)
+        with pytest.raises(ClassifierError, match=message) as caught:
+            classifier(pixels())
+        assert str(caught.value).startswith(served.url)
+        lies.clear()
+        with torch.no_grad():
+            wanted = network(pixels()).softmax(dim=1)
+        for again in (classifier, opened(served)):
+            assert torch.allclose(again.probabilities(again(pixels())), wanted, atol=1e-5)
+
+
+def test_what_was_remembered_wrongly_is_asked_for_again() -> None:
+    with endpoint(probabilities_of(small_network())) as served:
+        source: Any = opened(served).network
+        images = (pixels() + 1) / 2
+        wanted = source.network(images)
+        keys = list(source.network._answers)
+        source.network._remember({key: torch.full((2,), float("nan")).numpy() for key in keys})
+        served.batches.clear()
+        again: Any = opened(served).network
+        assert torch.equal(again.network(images), wanted)
+        assert served.batches == [2, 5]
+
+
+@pytest.mark.parametrize("option", ["range=0:255", "mean=0.5:0.5:0.5", "std=0.5:0.5:0.5"])
+def test_an_endpoint_normalises_for_itself(option: str) -> None:
+    name = option.partition("=")[0]
+    with (
+        endpoint(probabilities_of(small_network())) as served,
+        pytest.raises(
+            ClassifierError, match=f"{name} means nothing for an endpoint, .*; leave it out"
+        ) as caught,
+    ):
+        opened(served, option)
+    assert "\n" not in str(caught.value)
+
+
 def test_one_number_an_image_logits_and_grey_images() -> None:
     def one(images: Tensor) -> Any:
         return images.mean(dim=(1, 2, 3)).tolist()

@@ -116,6 +116,16 @@ def test_a_size_that_is_code_is_refused(text: str, tmp_path: Path) -> None:
         load(file)
 
 
+def test_a_program_of_images_that_are_not_square(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    file = tmp_path / "m.pt2"
+    torch.export.save(torch.export.export(network, (torch.zeros(2, 3, 8, 16),)), str(file))
+    with pytest.raises(
+        ClassifierError, match=r"m\.pt2: takes 16 × 8 pixels; only square inputs are supported"
+    ):
+        load(file)
+
+
 def test_sizes_that_are_arithmetic_pass(tmp_path: Path) -> None:
     file = tmp_path / "good.pt2"
     with zipfile.ZipFile(file, "w") as archive:
@@ -225,6 +235,81 @@ def test_onnx_with_an_operator_that_cannot_be_converted(
     assert torch.allclose(classifier(pixels), torch.linalg.det(pixels).tanh(), atol=1e-4)
     with pytest.raises(ClassifierError, match="leave backend=torch out"):
         load(f"{tmp_path / 'm.onnx'}#backend=torch")
+
+
+def test_onnx_whose_conversion_answers_otherwise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx2torch
+
+    network = small_network()
+    file = classifier_sources.save_onnx(network, tmp_path / "m.onnx")
+    monkeypatch.setattr(onnx2torch, "convert", lambda model: small_network(seed=1))
+    classifier = load(file)
+    assert not classifier.differentiable
+    assert "its conversion to PyTorch differs from onnxruntime by" in caplog.text
+    assert "train uses a distilled student" in caplog.text
+    assert torch.allclose(classifier(images()), network(images()), atol=1e-4)
+    monkeypatch.setattr(onnx2torch, "convert", lambda model: small_network(3))
+    with pytest.raises(
+        ClassifierError, match=r"shape \[2, 3\], onnxruntime \[2, 2\]; leave backend=torch out"
+    ):
+        load(f"{file}#backend=torch")
+
+
+def test_onnx_is_known_by_the_weights_beside_it_too(tmp_path: Path) -> None:
+    import onnx
+
+    found = []
+    for seed in (0, 0, 1):
+        folder = tmp_path / str(len(found))
+        folder.mkdir()
+        file = classifier_sources.save_onnx(small_network(seed=seed), folder / "m.onnx")
+        model = onnx.load(file)
+        outside = {"save_as_external_data": True, "location": "m.onnx.data", "size_threshold": 0}
+        onnx.save_model(model, file, **outside)
+        found.append((file.read_bytes(), load(file).fingerprint))
+        assert load(f"{file}#backend=onnxruntime").fingerprint == found[-1][1]
+    assert found[0] == found[1]
+    assert found[0][0] == found[2][0]
+    assert found[0][1] != found[2][1]
+
+
+def means_of_channels(path: Path, height: int, width: int, **metadata: str) -> Path:
+    """An ONNX file of images [N, 3, height, width] → [N, 3]."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["pixels"], ["means"]),
+            helper.make_node("Flatten", ["means"], ["logits"]),
+        ],
+        "means",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, height, width])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+def test_onnx_of_images_that_are_not_square(tmp_path: Path) -> None:
+    file = means_of_channels(tmp_path / "m.onnx", 128, 256)
+    with pytest.raises(ClassifierError, match=r"m\.onnx: takes 256 × 128 pixels; only square inputs"):
+        load(file)
+
+
+def test_names_in_a_file_that_are_not_as_many_as_its_outputs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = means_of_channels(tmp_path / "m.onnx", 8, 8, names="['cat', 'dog']")
+    assert load(f"{file}#classes=a:b:c").class_names == ("a", "b", "c")
+    assert caplog.text == ""
+    assert load(file).class_names == ("class 0", "class 1", "class 2")
+    assert "m.onnx: holds 2 class names where 3 are expected; " in caplog.text
+    assert "classes=" in caplog.text
 
 
 def test_bad_onnx(tmp_path: Path) -> None:
@@ -344,6 +429,16 @@ def test_transformers_with_labels_of_grey_images(tmp_path: Path) -> None:
     classifier = load(tmp_path)
     assert (classifier.activation, classifier.channels) == ("sigmoid", 1)
     assert classifier(images()).shape == (3, 3)
+
+
+def test_transformers_of_images_that_are_not_square(tmp_path: Path) -> None:
+    classifier_sources.save_vit(tmp_path)
+    told = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    told["size"] = {"height": SIZE, "width": 2 * SIZE}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    with pytest.raises(ClassifierError, match=r"takes 32 × 16 pixels; only square inputs are supported"):
+        load(tmp_path)
+    assert load(f"{tmp_path}#size={SIZE}").input_size == SIZE
 
 
 def test_bad_transformers(tmp_path: Path) -> None:
@@ -494,6 +589,14 @@ def test_a_function_on_another_device() -> None:
 
     with pytest.raises(ClassifierError, match="sits on another device than the images"):
         load(function).check(data())
+
+
+def test_a_function_around_a_module_on_another_device() -> None:
+    module = small_network().to("meta")
+    with pytest.raises(
+        ClassifierError, match=r"sits on another device than the images \(cpu\); give the module"
+    ):
+        load(lambda pixels: module(pixels), input_size=SIZE)
 
 
 def test_a_network_of_grey_images_is_found_out() -> None:

@@ -135,3 +135,15 @@ def test_damaged_and_other_files_are_named(tmp_path: Path) -> None:
         decode_image(tmp_path / "empty.png", 16)
     with pytest.raises(UnreadableImageError, match="no such file"):
         decode_image(tmp_path / "absent.png", 16)
+
+
+def test_an_error_of_several_lines_becomes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Unable to decompress 'JPEG 2000'\n\tgdcm - requires gdcm>=3.0.10\n")
+
+    monkeypatch.setattr("stylex.data.decode.open_dicom", fail)
+    monkeypatch.setattr("stylex.data.decode.dicom_size", fail)
+    for read in (lambda file: decode_image(file, 16), upright_size):
+        with pytest.raises(UnreadableImageError, match="'JPEG 2000' gdcm - requires") as caught:
+            read(tmp_path / "scan.dcm")
+        assert "\n" not in str(caught.value)

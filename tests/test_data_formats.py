@@ -267,6 +267,45 @@ def test_bad_torchvision(source: str, message: str, tmp_path: Path) -> None:
         load_dataset(source.format(tmp_path), size=32)
 
 
+@pytest.mark.parametrize(
+    "held", [("trainval", "test"), ("train", "val", "trainval", "test")], ids=["trainval alone", "train too"]
+)
+def test_torchvision_with_a_set_called_trainval(
+    held: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision.datasets
+
+    class Pets:
+        classes = CLASSES
+
+        def __init__(self, root: str, split: str = "trainval") -> None:
+            if split not in held:
+                raise ValueError(f"Unknown value {split!r} for argument split.")
+            self.first = 40 * held.index(split)
+            self._labels = [number % 2 for number in range(40)]
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+            return picture(self.first + number), self._labels[number]
+
+    monkeypatch.setattr(torchvision.datasets, "Pets", Pets, raising=False)
+    data = load_dataset(f"torchvision:Pets@{tmp_path}", size=16)
+    assert len(data.training) + len(data.discovery) == 40 * (len(held) // 2)
+    assert {name.partition("/")[0] for name in data.training.names} == {"train"}
+    assert set(data.test.names) == {f"test/{number:06d}" for number in range(40)}
+    assert set(data.training.images[:, 0, 0, 0]) <= set(range(40))
+
+
+def test_torchvision_that_takes_no_set_as_its_split(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"EMNIST@.*: cannot be opened as sets .*byclass.*; write its images"
+    ) as caught:
+        load_dataset(f"torchvision:EMNIST@{tmp_path}", size=32)
+    assert "\n" not in str(caught.value)
+
+
 def write_hugging_face(folder: Path, *, parts: tuple[str, ...] = ()) -> None:
     import datasets
 

@@ -105,7 +105,12 @@ def test_a_collapse_is_called_one(
         self.state.averages["encoder"].get_parameter("output.weight").data.zero_()
 
     monkeypatch.setattr(Trainer, "_average", collapsing)
-    plain = ("network.condition=none", "network.discriminator=plain", "network.encoder_components=0")
+    plain = (
+        "network.condition=none",
+        "network.discriminator=plain",
+        "network.encoder_components=0",
+        "loss.evidence=0",
+    )
     config = configs(script, 0.04, *plain, "training.schedule=[encode]", "sparsity.threshold=0")["none"]
     found = script.run_arm(tmp_path / "run", config, savable(setup))
     assert found["encoder_variance"] < 1e-9

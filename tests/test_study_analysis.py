@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import stylex
+from stylex.cli.study import describe
 from stylex.errors import ConfigError, DataError
 from stylex.study.analysis import analyse_right, two_way_interval
-from stylex.study.answers import answers_csv, key_text, read_answers, read_key
+from stylex.study.answers import answers_csv, key_text, read_answers, read_attributes, read_key
 
 KEY = {1: "A", 2: "B", 3: "A", 4: "B", 5: "B", 6: "A"}
 
@@ -28,6 +29,9 @@ def write(path: Path, rows: list[str], header: str | None = None) -> Path:
     return path
 
 
+HALVES = {number: "first" if number <= 3 else "second" for number in KEY}
+
+
 @pytest.fixture
 def answers(tmp_path: Path) -> Path:
     return write(
@@ -36,7 +40,7 @@ def answers(tmp_path: Path) -> Path:
 
 
 def test_figures_by_hand(answers: Path) -> None:
-    found = stylex.study.analyse(answers, KEY)
+    found = stylex.study.analyse(answers, KEY, attributes=HALVES)
     per_person = [count / 6 for _, count in ROWS]
     right = [[choice == KEY[i + 1] for i, choice in enumerate(row)] for row, _ in ROWS]
     assert [sum(row) for row in right] == [count for _, count in ROWS]
@@ -46,8 +50,8 @@ def test_figures_by_hand(answers: Path) -> None:
     assert found.std == found.std_questions == pytest.approx(statistics.stdev(per_question))
     assert found.std_participants == pytest.approx(statistics.stdev(per_person))
     assert [found.by_question[i + 1].estimate for i in range(6)] == pytest.approx(per_question)
-    assert found.by_attribute["attribute 1"].estimate == pytest.approx(sum(per_question[:3]) / 3)
-    assert found.by_attribute["attribute 2"].estimate == pytest.approx(sum(per_question[3:]) / 3)
+    assert found.by_attribute["first"].estimate == pytest.approx(sum(per_question[:3]) / 3)
+    assert found.by_attribute["second"].estimate == pytest.approx(sum(per_question[3:]) / 3)
     # three above chance (6, 5, 4 of 6), one below: P(3 or more of 4) = 5 / 16; only 6 of 6 has p = 1/64
     assert (found.chance.above, found.chance.at, found.chance.below) == (3, 0, 1)
     assert found.chance.p_value == pytest.approx(5 / 16)
@@ -97,11 +101,11 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 
 
 def test_where_all_agree_the_interval_still_has_a_width() -> None:
-    found = analyse_right(np.ones((9, 6)), tuple(range(1, 7)))
+    found = analyse_right(np.ones((9, 6)), tuple(range(1, 7)), attributes=HALVES)
     assert (found.accuracy, found.interval.method, found.interval.high) == (1.0, "wilson", 1.0)
     assert 0.5 < found.interval.low < 0.7  # six questions alone would give 0.61
     assert found.std_questions == found.std_participants == 0
-    assert found.by_attribute["attribute 1"].low < 0.75
+    assert found.by_attribute["first"].low < 0.75
     assert found.chance.p_value == pytest.approx(2**-9)
 
 
@@ -117,6 +121,40 @@ def test_one_participant_and_no_groups(tmp_path: Path) -> None:
     assert named.unclear == ("x", "y")  # one person says little
     with pytest.raises(ConfigError, match="no attribute for question 4"):
         analyse_right(np.array([[1.0, 0, 1, 1]]), (1, 2, 3, 4), attributes={1: "x", 2: "y", 3: "x"})
+
+
+@pytest.mark.parametrize(("count", "groups"), [(18, 6), (12, 0), (6, 0), (17, 0)])
+def test_threes_are_the_replications_alone(tmp_path: Path, count: int, groups: int) -> None:
+    """A key that names no attribute: only its 18 questions are known to come in threes."""
+    key = dict.fromkeys(range(1, count + 1), "A")
+    file = tmp_path / "answers.csv"
+    file.write_text(answers_csv(list(key), [("t", ["A"] * count)]))
+    (tmp_path / "key.txt").write_text(key_text(key))
+    for known in (key, tmp_path / "key.txt"):
+        found = stylex.study.analyse(file, known)
+        assert list(found.by_attribute) == [f"attribute {place + 1}" for place in range(groups)]
+        assert ("by attribute: not known" in describe(found)) == (not groups)
+
+
+def test_the_key_says_which_attribute_a_question_is_about(tmp_path: Path, answers: Path) -> None:
+    about = {1: "hair, grey", 2: "hair, grey", 3: "=glasses; 2", 4: "B", 5: "hair, grey", 6: "B"}
+    file = tmp_path / "key.txt"
+    file.write_text(key_text(KEY, about), encoding="utf-8")
+    assert file.read_text(encoding="utf-8").startswith(
+        "1: A, hair, grey\n2: B, hair, grey\n3: A, =glasses; 2"
+    )
+    assert read_key(file) == KEY
+    assert read_attributes(file) == about
+    found = stylex.study.analyse(answers, file)
+    assert found == stylex.study.analyse(answers, KEY, attributes=about)
+    assert list(found.by_attribute) == ["hair, grey", "=glasses; 2", "B"]
+    given = stylex.study.analyse(answers, file, attributes=HALVES)
+    assert list(given.by_attribute) == ["first", "second"]  # what is said here goes before the file
+    file.write_text("1: A, hair\n2: B\n", encoding="utf-8")
+    with pytest.raises(DataError, match="row 2: names no attribute"):
+        read_attributes(file)
+    file.write_text("Question 1;b;hair\n2\tA\tgrey hair\n", encoding="utf-8")
+    assert read_attributes(file) == {1: "hair", 2: "grey hair"}
 
 
 def test_guessing_is_found_out() -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import study_samples
 import web_server
+from stylex.errors import RunError
 from stylex.study.app import create_app
 from stylex.study.store import Store
 from web_server import Visitor
@@ -21,10 +24,18 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "answers.sqlite", study_samples.design(title="<i>What</i> changes?"))
 
 
+def pictures(store: Store) -> dict[str, bytes]:
+    """Animations of 3 × 2 pixels and stills of 7 × 2, all alike."""
+    packed = {}
+    for kind, size in (("gif", (3, 2)), ("webp", (7, 2))):
+        Image.new("RGB", size).save(content := io.BytesIO(), kind)
+        packed |= {f"{name}.{kind}": content.getvalue() for name in store.design.images}
+    return packed
+
+
 @pytest.fixture
 def url(store: Store) -> Iterator[str]:
-    pictures = {f"{name}.gif": b"GIF89a-" + name.encode() for name in store.design.images}
-    app = create_app(store, pictures, TOKEN, lambda: NAMES, hosts=("127.0.0.1",))
+    app = create_app(store, pictures(store), TOKEN, lambda: NAMES, hosts=("127.0.0.1",))
     with web_server.served(app) as found:
         yield found
 
@@ -222,15 +233,26 @@ def test_stills_in_place_of_animations(url: str, store: Store) -> None:
     visitor = begin(url)
     step = store.form(1)[0]
     moving, still = visitor.get("/")[1], visitor.get("/?stills=1")[1]
-    assert f'src="/shown/{step.a}.gif"' in moving
+    assert f'src="/shown/{step.a}.gif" width="3" height="2"' in moving
+    assert f'srcset="/shown/{step.a}.webp" width="7" height="2"' in moving
     assert "prefers-reduced-motion" in moving
     assert f"/shown/{step.a}.gif" not in still
-    assert f'src="/shown/{step.a}.webp"' in still
+    assert f'src="/shown/{step.a}.webp" width="7" height="2"' in still
     code, _, headers = visitor.post(
         "/answer", {"token": visitor.token(), "step": "0", "choice": "A", "stills": "1", "asked": "1"}
     )
     assert (code, headers["location"]) == (303, "/?stills=1")
     assert store.answers()[0].stills
+
+
+def test_a_picture_that_is_missing_or_none_is_found_at_the_start(store: Store) -> None:
+    whole = pictures(store)
+    some = next(iter(store.design.images))
+    with pytest.raises(RunError, match=rf"{some}\.gif: is no picture"):
+        create_app(store, whole | {f"{some}.gif": b"GIF89a"}, TOKEN, lambda: NAMES)
+    del whole[f"{some}.webp"]
+    with pytest.raises(RunError, match=rf"{some}\.webp: .* missing"):
+        create_app(store, whole, TOKEN, lambda: NAMES)
 
 
 def test_somebody_else_on_the_same_device(url: str, store: Store) -> None:

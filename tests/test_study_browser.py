@@ -125,6 +125,33 @@ def test_a_double_click_counts_once(visit: Any, tmp_path: Path) -> None:
         assert [entry.step for entry in study.store.answers()] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize(
+    ("path", "motion"), [("/", "no-preference"), ("/", "reduce"), ("/?stills=1", "reduce")]
+)
+def test_nothing_moves_when_the_pictures_arrive(
+    visit: Any, tmp_path: Path, size: dict[str, int], path: str, motion: str
+) -> None:
+    study = Served(tmp_path)
+    with web_server.served(study.app) as url:
+        page = visit(url, viewport=size, reduced_motion=motion)
+        page.click("text=I agree")
+        page.wait_for_selector("#choice-A")
+        held: list[Any] = []
+        page.route("**/shown/*", lambda route: held.append(route))
+        page.goto(url + path, wait_until="commit")
+        page.wait_for_selector("#choice-A")
+        while len(held) < 4:
+            page.wait_for_timeout(20)
+        assert page.evaluate("[...document.images].filter(found => found.naturalWidth).length") == 0
+        before = page.locator("#choice-A").bounding_box()
+        for request in held:
+            request.continue_()
+        page.wait_for_load_state("load")
+        assert page.evaluate("[...document.images].filter(found => found.naturalWidth).length") == 4
+        assert page.locator("#choice-A").bounding_box() == before
+
+
 def tab_to(page: Any, name: str) -> None:
     """Press Tab until a field or button of that name or these words has the focus."""
     for _ in range(12):

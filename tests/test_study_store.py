@@ -116,6 +116,8 @@ def test_the_csv_has_one_key_whatever_sides_were_shown(store: Store, tmp_path: P
     assert len(attentive.splitlines()) == 3
     control = analyse(tmp_path / "out" / "control.csv", tmp_path / "out" / "control-key.txt")
     assert (control.participants, control.questions, control.accuracy) == (3, 3, 1)
+    assert list(found.by_attribute) == list(control.by_attribute) == NAMES
+    assert found.by_attribute["first"].estimate == pytest.approx(2 / 3)  # questions 1 and 2 of 6
     details = (tmp_path / "out" / "details.csv").read_text().splitlines()
     assert len(details) == 1 + 3 * (1 + 6 + 1 + 3) + 1
     words = (tmp_path / "out" / "names.csv").read_text()

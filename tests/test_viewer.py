@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -331,3 +333,13 @@ def test_many_classes(tmp_path: Path) -> None:
         code, text, _ = Visitor(url).get("/flip?image=1&target=class+%26+7")
         assert code == 200
         assert "<script" not in text
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_demo_installs_what_the_viewer_needs(tmp_path: Path) -> None:
+    """On a machine without an environment; only said, not done."""
+    asked = ["make", "-n", "demo", f"VENV={tmp_path / 'venv'}"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=True)
+    assert "install -e '.[web]'" in done.stdout
+    assert "stylex demo" in done.stdout

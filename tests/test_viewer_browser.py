@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -112,23 +113,25 @@ FOLLOW = """async () => {
 
 
 def test_the_picture_follows_a_slider(visit: Any) -> None:
-    """Of the shipped model, 64 pixels: from a change to the decoded picture in less than 150 ms.
+    """Of the shipped model, 64 pixels: from a change to the decoded picture in 150 ms, 9 times of 10.
 
-    The best of five rounds counts: the machine has other work. Prints what `docs/viewer.md` says of speed.
+    The best of ten rounds counts: the machine has other work. Prints what `docs/viewer.md` says of speed.
     """
     explainer = load("demo", device="cpu")
     few = load_images(explainer.run).test.select(slice(4))
     bench = Workbench(explainer, prepare(explainer.model, few, 0))
     threads = bench.quickest_threads(os.cpu_count() or 1)
     torch.set_num_threads(threads)
-    medians: list[float] = []
+    late: list[float] = []
     with web_server.served(create_app(bench, "shipped")) as url:
         page = visit(url)
-        while len(medians) < 5 and min(medians, default=AT_ONCE) >= AT_ONCE:
+        while len(late) < 10 and min(late, default=AT_ONCE) >= AT_ONCE:
             taken = page.evaluate(FOLLOW)
-            medians.append(taken[len(taken) // 2])
-            print(f"{threads} threads: median {medians[-1]:.0f} ms, at most {taken[-1]:.0f} ms")
-    assert min(medians) < AT_ONCE
+            late.append(taken[math.ceil(0.9 * len(taken)) - 1])
+            middle, last = taken[len(taken) // 2], taken[-1]
+            figures = f"median {middle:.0f} ms, 90th percentile {late[-1]:.0f} ms, at most {last:.0f} ms"
+            print(f"{threads} threads: {figures}")
+    assert min(late) < AT_ONCE
 
 
 def test_flip_it_with_the_keyboard_alone(visit: Any, viewer: str) -> None:

@@ -56,6 +56,7 @@ class Program:
             line = self.process.stdout.readline()
             assert line, self.process.stderr and self.process.stderr.read()
             text += line
+        self.said = text
         self.result = json.loads(text)
         self.url: str = self.result["url"]
 
@@ -65,10 +66,10 @@ class Program:
         self.process.communicate()
 
     def stop(self) -> tuple[int, str]:
-        """SIGTERM; the exit code and what was said on standard error."""
+        """SIGTERM; the exit code and everything that was said, on standard output and error."""
         self.process.terminate()
-        _, said = self.process.communicate(timeout=30)
-        return self.process.returncode, said
+        output, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, self.said + output + errors
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -226,11 +226,7 @@ class Classifier(nn.Module):
             raise
         except Exception as error:  # whatever code a user's network runs
             reason = reason_of(error)
-            advice = "look at its input size and channels"
-            if "device" in reason or "meta" in reason:
-                advice = (
-                    f"it sits on another device than the images ({images.device}); give the module itself"
-                )
+            advice = device_advice(reason, images.device) or "look at its input size and channels"
             raise ClassifierError(
                 f"{name} failed on images {list(images.shape)} ({reason}); {advice}"
             ) from error
@@ -358,3 +354,10 @@ class Classifier(nn.Module):
 def _for_each(channels: int, values: Sequence[float]) -> tuple[float, ...]:
     """One number for each channel: as they are, or the same for all where there is one."""
     return tuple(values) * channels if len(values) == 1 else tuple(values)
+
+
+def device_advice(reason: str, device: torch.device) -> str | None:
+    """What to do where PyTorch's reason for a failure on images is that weights are on another device."""
+    if not any(word in reason for word in ("device", "meta", "torch.cuda.")):
+        return None
+    return f"it sits on another device than the images ({device}); give the module itself"

@@ -62,6 +62,7 @@ class Endpoint(nn.Module):
             status 408, 425, 429 or 5xx).
         token: sent as `Authorization: Bearer …`.
         mode: of the PNG, "RGB" or "L".
+        logits: the answers are logits, which may be any finite numbers.
     """
 
     differentiable = False
@@ -76,9 +77,10 @@ class Endpoint(nn.Module):
         retries: int = RETRIES,
         token: str | None = None,
         mode: str = "RGB",
+        logits: bool = False,
     ) -> None:
         super().__init__()
-        self.url, self.batch, self.rate, self.mode = url, batch, rate, mode
+        self.url, self.batch, self.rate, self.mode, self.logits = url, batch, rate, mode, logits
         self.timeout_s, self.retries, self.token = timeout_s, retries, token
         self.fingerprint = hashlib.sha256(url.encode()).hexdigest()
         self.columns: int | None = None
@@ -138,8 +140,22 @@ class Endpoint(nn.Module):
             raise ClassifierError(
                 f"{self.url}: answered with {found.shape[1]} numbers an image after {self.columns} before"
             )
+        fault = self._fault(found)
+        if fault:
+            raise ClassifierError(f"{self.url}: answers with {fault}")
         self.columns = found.shape[1]
         return found
+
+    def _fault(self, answers: npt.NDArray[np.float32]) -> str | None:
+        """What is wrong with the numbers of an answer, or None: such are neither used nor remembered."""
+        if not np.isfinite(answers).all():
+            return "NaN or infinity"
+        if self.logits or not answers.size or (answers.min() >= -1e-3 and answers.max() <= 1.001):
+            return None
+        return (
+            f"numbers from {answers.min():.3g} to {answers.max():.3g}, which are no probabilities; "
+            "say outputs=logits if they are logits"
+        )
 
     def _read(self, body: bytes) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -191,8 +207,9 @@ class Endpoint(nn.Module):
         with suppress(sqlite3.Error), closing(_open(self.store)) as database:
             for key in missing:
                 row = database.execute("SELECT answer FROM answers WHERE image = ?", (key,)).fetchone()
-                if row is not None:
-                    self._answers[key] = np.frombuffer(row[0], np.float32)
+                answer = None if row is None else np.frombuffer(row[0], np.float32)
+                if answer is not None and self._fault(answer) is None:
+                    self._answers[key] = answer
 
     def _remember(self, answers: dict[bytes, npt.NDArray[np.float32]]) -> None:
         if self.store is None:
@@ -215,8 +232,14 @@ def from_endpoint(url: str, hints: Hints) -> Classifier:
     answer is part of the fingerprint, so that answers of another model at the same address are not mixed up.
 
     Raises:
-        ClassifierError: no answer, or one that is no probabilities of as many images as were sent.
+        ClassifierError: no answer, or one that is no probabilities of as many images as were sent; or a
+            range, mean or std, which an endpoint that is sent PNG files sees to itself.
     """
+    for option in ("range", "mean", "std"):
+        if getattr(hints, option) is not None:
+            raise ClassifierError(
+                f"{url}: {option} means nothing for an endpoint, which is sent PNG files; leave it out"
+            )
     token = None
     if hints.token is not None:
         token = os.environ.get(hints.token)
@@ -233,13 +256,15 @@ def from_endpoint(url: str, hints: Hints) -> Classifier:
         retries=RETRIES if hints.retries is None else hints.retries,
         token=token,
         mode="L" if channels == 1 else "RGB",
+        logits=hints.outputs == "logits",
     )
     size = hints.input_size or PROBE_SIZE
     ramp = torch.linspace(0, 1, size).expand(2, channels, size, size).clone()
     ramp[0] = 0.5
     answer = endpoint(ramp)
     activation = hints.activation or "softmax"
-    _check(url, answer, hints, activation)
+    if hints.outputs != "logits" and activation == "softmax" and answer.shape[1] > 1:
+        _check_sums(url, answer)
     told = hashlib.sha256(url.encode() + answer.numpy().round(3).tobytes())
     endpoint.fingerprint = told.hexdigest()
     if hints.cache is not False:
@@ -260,20 +285,9 @@ def from_endpoint(url: str, hints: Hints) -> Classifier:
     )
 
 
-def _check(url: str, answer: Tensor, hints: Hints, activation: str) -> None:
-    if not bool(torch.isfinite(answer).all()):
-        raise ClassifierError(f"{url}: answers with NaN or infinity")
-    if hints.outputs == "logits":
-        return
-    low, high = float(answer.min()), float(answer.max())
+def _check_sums(url: str, answer: Tensor) -> None:
     sums = answer.sum(dim=1)
-    exclusive = activation == "softmax" and answer.shape[1] > 1
-    if low < -1e-3 or high > 1.001:
-        raise ClassifierError(
-            f"{url}: answers with numbers from {low:.3g} to {high:.3g}, which are no probabilities; "
-            "say outputs=logits if they are logits"
-        )
-    if exclusive and bool(((sums - 1).abs() > TOLERANCE).any()):
+    if bool(((sums - 1).abs() > TOLERANCE).any()):
         raise ClassifierError(
             f"{url}: the probabilities of one image sum to {float(sums[0]):.3g}, not 1; "
             "say activation=sigmoid if the labels do not exclude each other"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stylex.classifiers.classifier import Classifier
 from stylex.classifiers.options import Hints
-from stylex.classifiers.sources import wrapped
+from stylex.classifiers.sources import square_size, wrapped
 from stylex.errors import CheckpointError, ClassifierError, reason_of
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -120,7 +120,8 @@ def from_exported(path: Path, hints: Hints) -> Classifier:
     Every pickle inside is read with `weights_only`, symbolic sizes must be plain arithmetic.
 
     Raises:
-        CheckpointError: damaged, or with code inside. ClassifierError: its outputs are no logits.
+        CheckpointError: damaged, or with code inside. ClassifierError: its inputs are no square images, or
+            its outputs no logits.
     """
     _check_sizes(path)
     try:
@@ -140,8 +141,7 @@ def from_exported(path: Path, hints: Hints) -> Classifier:
             known["channels"] = channels
         elif channels is not None:
             raise ClassifierError(f"{path}: takes images of {channels} channels; expected 3 or 1")
-        if height is not None and height == width:
-            known["input_size"] = height
+        known |= square_size(path, height, width)
     graph = Graph(module, file_hash(path), batch)
     return wrapped(graph, f"torch.export {path.name}", hints, **known)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from stylex.classifiers.architectures import TRANSFORMERS, Logits
 from stylex.classifiers.classifier import Classifier
 from stylex.classifiers.options import Hints
-from stylex.classifiers.sources import wrapped
+from stylex.classifiers.sources import square_size, wrapped
 from stylex.errors import CheckpointError, ClassifierError
 from stylex.extras import import_extra
 
@@ -36,7 +36,8 @@ def from_transformers(folder: Path, hints: Hints) -> Classifier:
     configs say. Nothing is looked up elsewhere, and code of a model's own is never run.
 
     Raises:
-        ClassifierError: transformers is missing, or the folder holds no image classifier of its own.
+        ClassifierError: transformers is missing, or the folder holds no image classifier of its own, or one
+            of images that are not square.
         CheckpointError: there are no safetensors, or they do not fit.
     """
     if not any((folder / name).exists() for name in WEIGHTS):
@@ -65,12 +66,12 @@ def from_transformers(folder: Path, hints: Hints) -> Classifier:
             f"{folder}: the weights lack {len(lacking)} entries of its config, the first is '{lacking[0]}'; "
             "they belong to another head or model"
         )
-    return wrapped(
-        Logits(model.eval().float()),
-        f"{TRANSFORMERS}{config['model_type']}",
-        hints,
-        **_known(config, _preprocessor(folder), model.config) | _seen(transformers, folder, model.config),
-    )
+    told = _preprocessor(folder)
+    known = _known(told, model.config) | _seen(transformers, folder, model.config)
+    if hints.input_size is None and "input_size" not in known:
+        known |= square_size(folder, *_sides(told, config))
+    name = f"{TRANSFORMERS}{config['model_type']}"
+    return wrapped(Logits(model.eval().float()), name, hints, **known)
 
 
 def _seen(transformers: Any, folder: Path, config: Any) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _seen(transformers: Any, folder: Path, config: Any) -> dict[str, Any]:
     }
 
 
-def _known(config: dict[str, Any], told: dict[str, Any], full: Any) -> dict[str, Any]:
+def _known(told: dict[str, Any], full: Any) -> dict[str, Any]:
     channels = int(getattr(full, "num_channels", 3))
     names = full.id2label
     found: dict[str, Any] = {
@@ -128,9 +129,6 @@ def _known(config: dict[str, Any], told: dict[str, Any], full: Any) -> dict[str,
         found["options"].pop(needless, None)
     if channels in (1, 3):
         found["channels"] = channels
-    size = _size(told) or _number(config.get("image_size"))
-    if size:
-        found["input_size"] = size
     return found | _normalisation(told, channels)
 
 
@@ -156,21 +154,23 @@ def _each(values: Any, channels: int, default: float) -> list[float]:
     return found if len(found) == channels else [sum(found) / len(found)] * channels
 
 
-def _size(told: dict[str, Any]) -> int | None:
-    """The side of what the network sees: the crop where there is one, else the size."""
+def _sides(told: dict[str, Any], config: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Height and width of what the network sees: the crop where there is one, else the size."""
     for key in ("crop_size", "size") if told.get("do_center_crop") else ("size", "crop_size"):
         size = told.get(key)
         if isinstance(size, dict):
-            size = size.get("height") or size.get("shortest_edge")
-        if _number(size):
-            return _number(size)
-    return None
+            edge = size.get("height") or size.get("shortest_edge")
+            size = [edge, size.get("width") or edge]
+        found = _pair(size)
+        if found is not None:
+            return found
+    return _pair(config.get("image_size")) or (None, None)
 
 
-def _number(value: Any) -> int | None:
-    if isinstance(value, list) and len(set(value)) == 1:
-        value = value[0]
-    return value if isinstance(value, int) and value > 0 else None
+def _pair(value: Any) -> tuple[int, int] | None:
+    """One number, or the first and last of a list, as height and width."""
+    sides = (value[0], value[-1]) if isinstance(value, list) and value else (value, value)
+    return sides if all(isinstance(side, int) and side > 0 for side in sides) else None
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

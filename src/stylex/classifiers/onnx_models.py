@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from stylex.classifiers.classifier import Classifier
 from stylex.classifiers.graphs import Graph, file_hash, in_batches
 from stylex.classifiers.options import Hints, Layout
-from stylex.classifiers.sources import Around, wrapped
+from stylex.classifiers.sources import PROBE_SIZES, Around, square_size, wrapped
 from stylex.errors import CheckpointError, ClassifierError, reason_of
 from stylex.extras import import_extra
 
@@ -39,6 +41,11 @@ PIXEL_RANGES = {
 NAMES = ("class_names", "classes", "labels", "names")
 """Metadata under which exporters keep class names: a list, or a mapping from numbers to names."""
 
+TOLERANCE = 0.01
+"""How far a conversion's answers may be from onnxruntime's, as a share of the largest of these.
+
+float16 within a file makes a few thousandths, an operator that is translated wrongly far more."""
+
 LEAVES_OUT = "attfind, explain, evaluate and report run on it, train uses a distilled student in its place"
 
 
@@ -47,19 +54,19 @@ class Runtime(nn.Module):
 
     differentiable = False
 
-    def __init__(self, path: Path, batch: int | None) -> None:
+    def __init__(self, path: Path, fingerprint: str, batch: int | None) -> None:
         super().__init__()
         runtime = import_extra("onnxruntime", str(path))
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of a type of its own for every reason
             raise CheckpointError(f"{path}: onnxruntime cannot run it ({reason_of(error)})") from None
         self.input = self.session.get_inputs()[0].name
         self.output = _logits_name(self.session)
-        self.fingerprint = file_hash(path)
+        self.fingerprint = fingerprint
         self.batch = batch
 
     def train(self, mode: bool = True) -> Self:
@@ -88,34 +95,39 @@ class ChannelsLast(Around):
 def from_onnx(path: Path, hints: Hints) -> Classifier:
     """Load an ONNX file; size, channels, order, range and class names are what its input and metadata tell.
 
-    onnx2torch turns it into a network with gradients. Where an operator is missing there, or the result is
-    not that of onnxruntime, onnxruntime runs the file: a warning then says what that leaves out.
-    `backend=torch` or `onnxruntime` insists on one.
+    onnx2torch turns it into a network with gradients. Where an operator is missing there, or the answers to
+    two images are not those of onnxruntime, onnxruntime runs the file: a warning then says what that leaves
+    out. `backend=torch` or `onnxruntime` insists on one.
 
     Raises:
-        ClassifierError: a package is missing; the file takes other inputs than one batch of images; or
-            `backend=torch`, and it cannot be converted.
+        ClassifierError: a package is missing; the file takes other inputs than one batch of square images;
+            or `backend=torch`, and it cannot be converted.
         CheckpointError: the file is damaged.
     """
     onnx = import_extra("onnx", str(path))
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), load_external_data=False)
+        beside = _files_beside(model)
+        onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
     except Exception as error:  # the parser's own types
         raise CheckpointError(f"{path}: not a whole ONNX file ({reason_of(error)})") from None
     batch, known, layout = _input(onnx, model, path)
     layout = hints.layout or layout
-    network: nn.Module | None = None
+    fingerprint = _fingerprint(path, beside)
+    network: Any = None
     if hints.backend != "onnxruntime":
         try:
-            network = _converted(onnx, model, path, batch)
+            network = _converted(onnx, model, path, fingerprint, batch)
+            _compare(network, path, _probes(known, hints, layout))
         except _UnconvertibleError as error:
             if hints.backend == "torch":
                 raise ClassifierError(
                     f"{path}: {error}; leave backend=torch out to run it by onnxruntime"
                 ) from None
             log.warning("%s: %s; onnxruntime runs it, without gradients: %s", path, error, LEAVES_OUT)
-    network = network or Runtime(path, batch)
+            network = None
+    network = network or Runtime(path, fingerprint, batch)
     if layout == "nhwc":
         network = ChannelsLast(network)
     return wrapped(network, f"onnx {path.name}", hints, **known)
@@ -125,16 +137,72 @@ class _UnconvertibleError(Exception):
     """The file has no equivalent in PyTorch here; the message says why."""
 
 
-def _converted(onnx: Any, model: Any, path: Path, batch: int | None) -> nn.Module:
+def _converted(onnx: Any, model: Any, path: Path, fingerprint: str, batch: int | None) -> Graph:
     converter = import_extra("onnx2torch", str(path))
     reason = ""
     for opset in (None, *OPSETS):
         try:
             tried = model if opset is None else onnx.version_converter.convert_version(model, opset)
-            return Graph(converter.convert(tried).eval(), file_hash(path), batch)
+            return Graph(converter.convert(tried).eval(), fingerprint, batch)
         except Exception as error:  # NotImplementedError and whatever the translation raises
             reason = reason or reason_of(error)
     raise _UnconvertibleError(f"cannot be converted to PyTorch ({reason})")
+
+
+def _compare(network: Graph, path: Path, probes: Iterable[Tensor]) -> None:
+    """Raise _UnconvertibleError where a conversion answers the first probe that the file takes otherwise."""
+    reason = ""
+    for images in probes:
+        try:
+            wanted = Runtime(path, network.fingerprint, network.batch)(images).float()
+        except ClassifierError:  # the package is missing
+            raise
+        except Exception as error:  # other sizes or channels, or a file that onnxruntime cannot run
+            reason = reason or reason_of(error)
+            continue
+        try:
+            with torch.no_grad():
+                found = network(images).float()
+        except Exception as error:  # whatever the translation raises
+            raise _UnconvertibleError(f"its conversion to PyTorch fails ({reason_of(error)})") from None
+        if found.shape != wanted.shape:
+            raise _UnconvertibleError(
+                f"its conversion to PyTorch gives shape {list(found.shape)}, onnxruntime {list(wanted.shape)}"
+            )
+        gap, largest = float((found - wanted).abs().max()), float(wanted.abs().max())
+        if not gap <= TOLERANCE * largest:
+            raise _UnconvertibleError(
+                f"its conversion to PyTorch differs from onnxruntime by {gap:.3g} in up to {largest:.3g}"
+            )
+        return
+    log.warning("%s: its conversion to PyTorch was not compared with onnxruntime (%s)", path, reason)
+
+
+def _probes(known: dict[str, Any], hints: Hints, layout: Layout) -> Iterator[Tensor]:
+    """Two images of noise as the file wants them, for each size and number of channels that it may take."""
+    told = hints.given() | known
+    black, white = ((p - (told.get("mean") or (0.5,))[0]) / (told.get("std") or (0.5,))[0] for p in (0, 1))
+    generator = torch.Generator().manual_seed(0)
+    for channels in (told["channels"],) if "channels" in told else (3, 1):
+        for size in (told["input_size"],) if "input_size" in told else PROBE_SIZES:
+            noise = torch.rand(2, channels, size, size, generator=generator)
+            images = black + noise * (white - black)
+            yield images.permute(0, 2, 3, 1) if layout == "nhwc" else images
+
+
+def _files_beside(model: Any) -> list[str]:
+    """Names of the files that hold weights of a model (exporters put large ones into NAME.onnx.data)."""
+    attributes = [attribute.t for node in model.graph.node for attribute in node.attribute]
+    tensors = [*model.graph.initializer, *attributes]
+    return sorted(
+        {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    )
+
+
+def _fingerprint(path: Path, beside: list[str]) -> str:
+    """SHA-256 of a file; with weights beside it, of the hashes of all files."""
+    hashes = [file_hash(file) for file in (path, *(path.parent / name for name in beside))]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if beside else hashes[0]
 
 
 def _input(onnx: Any, model: Any, path: Path) -> tuple[int | None, dict[str, Any], Layout]:
@@ -158,8 +226,7 @@ def _input(onnx: Any, model: Any, path: Path) -> tuple[int | None, dict[str, Any
         known["channels"] = channels
     elif channels:
         raise ClassifierError(f"{path}: takes images of {channels} channels; expected 3 or 1")
-    if height and height == width:
-        known["input_size"] = height
+    known |= square_size(path, height, width)
     return shape[0] or None, known | _metadata(model), layout
 
 

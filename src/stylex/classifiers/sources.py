@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from stylex.classifiers.architectures import build
-from stylex.classifiers.classifier import KIND, Activation, Classifier
+from stylex.classifiers.classifier import KIND, Activation, Classifier, device_advice
 from stylex.classifiers.options import Hints
 from stylex.errors import CheckpointError, ClassifierError, reason_of
 from stylex.run import read_tensors
+
+log = logging.getLogger(__name__)
 
 FIELDS = (
     "class_names",
@@ -154,9 +157,27 @@ def wrapped(module: nn.Module, name: str, hints: Hints, **known: Any) -> Classif
     columns, size, channels, device = _probe(module, name, told.get("input_size"), told.get("channels"))
     told |= {"input_size": size, "channels": channels, "single_logit": columns == 1}
     names = told.get("class_names")
-    if names is None or (hints.class_names is None and len(names) not in (columns, max(columns, 2))):
-        told["class_names"] = tuple(f"class {index}" for index in range(max(columns, 2)))
+    numbered = tuple(f"class {index}" for index in range(max(columns, 2)))
+    if names is None:
+        told["class_names"] = numbered
+    elif hints.class_names is None and len(names) not in (columns, max(columns, 2)):
+        found = f"{len(names)} class names where {len(numbered)} are expected"
+        log.warning("%s: holds %s; give classes=, or they are called class 0, class 1 …", name, found)
+        told["class_names"] = numbered
     return Classifier(module, **told).to(device)
+
+
+def square_size(source: object, height: int | None, width: int | None) -> dict[str, int]:
+    """`input_size` of a network that takes images of one size; nothing where a side may vary.
+
+    Raises:
+        ClassifierError: the sides differ.
+    """
+    if not height or not width:
+        return {}
+    if height != width:
+        raise ClassifierError(f"{source}: takes {width} × {height} pixels; only square inputs are supported")
+    return {"input_size": height}
 
 
 def from_factory(path: str, hints: Hints) -> Classifier:
@@ -218,7 +239,7 @@ def _probe(
             return columns, input_size if size == PROBE_SIZES[0] else size, count, device
     tried = " and ".join(f"{size} px" for size in sizes)
     of = f"{channels} channels and " if channels else ""
-    advice = "give its input_size"
+    advice = device_advice(reason, device) or "give its input_size"
     if "channels" in reason:
         wanted = f"{channels} channels" if channels else "3 channels, or of 1"
         advice = f"it must take images of {wanted}; wrap or export it so"

@@ -32,6 +32,8 @@ app = typer.Typer(help="Ask people whether they see what an attribute changes.",
 
 TOKEN_FILE = "admin-token"
 
+UNKNOWN_ATTRIBUTES = "by attribute: not known; '1: A, attribute' in the key says what a question is about"
+
 Attributes = Annotated[int | None, typer.Option(min=2, max=40, help="Attributes asked about; 6.")]
 Questions = Annotated[int | None, typer.Option(min=1, max=20, help="Questions about each; 3.")]
 Order = Annotated[
@@ -186,7 +188,9 @@ def export(
 @app.command()
 def analyse(
     answers: Annotated[Path, typer.Argument(metavar="ANSWERS.csv", help="A row for each participant.")],
-    key: Annotated[Path, typer.Option("--key", help="The right choices, '1: A' a line.")],
+    key: Annotated[
+        Path, typer.Option("--key", help="The right choices, '1: A' or '1: A, attribute' a line.")
+    ],
     run: Annotated[
         Path | None, typer.Option("--run", help="The run asked about: attributes get their names.")
     ] = None,
@@ -196,7 +200,7 @@ def analyse(
     """Accuracy of answers, ours or those of a study made elsewhere, beside the published results."""
     from stylex.study import analyse as analyse_answers
 
-    names = None if run is None else _question_names(Run.open(run))
+    names = None if run is None else _question_names(Run.open(run), key)
     found = analyse_answers(answers, key, attributes=names, seed=seed)
     result(as_json, {"answers": str(answers), **found.to_json()}, describe(found))
 
@@ -257,6 +261,7 @@ def describe(found: Analysis) -> str:
         f"sign test p = {test.p_value:.2g}; {test.individually} above chance by themselves",
         "",
         *(f"{name.ljust(28)} {share(entry)}" for name, entry in found.by_attribute.items()),
+        *(() if found.by_attribute else (UNKNOWN_ATTRIBUTES,)),
         *(f"question {number}".ljust(29) + share(entry) for number, entry in found.by_question.items()),
         "",
         "published                    accuracy ± std    ours − theirs",
@@ -386,14 +391,17 @@ def _existing(run: Run) -> Design:
     return design
 
 
-def _question_names(run: Run) -> dict[int, str]:
-    """Question → name of its attribute."""
+def _question_names(run: Run, key: Path) -> dict[int, str]:
+    """Question → name of its attribute, as it is now; the key tells a study from its control block."""
     from stylex.attfind import load_findings
+    from stylex.study.answers import read_key
     from stylex.study.material import attribute_names
 
-    design = _existing(run)
+    design, right = _existing(run), read_key(key)
+    if right not in (design.key, design.control_key):
+        raise ConfigError(f"--key {key}: belongs to another study than that of {run.path}; leave --run out")
     names = attribute_names(run, design, load_findings(run))
-    return {question.number: names[question.attribute] for question in design.questions}
+    return design.by_question(names, control=right != design.key)
 
 
 def _admin_token(file: Path) -> str:

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from stylex.data.dicom import Window, dicom_size, is_dicom, open_dicom, require_pydicom
 from stylex.data.options import Fit
-from stylex.errors import DataError
+from stylex.errors import REASON_LENGTH, DataError
 
 
 class UnreadableImageError(DataError):
@@ -61,7 +61,7 @@ def open_image(path: str | Path, window: Window | None = None) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else _reason(error)
         raise UnreadableImageError(f"{path}: cannot be read as an image ({reason})") from error
 
 
@@ -76,7 +76,7 @@ def upright_size(path: str | Path) -> tuple[int, int]:
                 width, height = picture.size
                 turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     except Exception as error:
-        raise UnreadableImageError(f"{path}: cannot be read as an image ({error})") from error
+        raise UnreadableImageError(f"{path}: cannot be read as an image ({_reason(error)})") from error
     return (height, width) if turned else (width, height)
 
 
@@ -109,6 +109,11 @@ def to_square(picture: Image.Image, size: int, fit: Fit = "crop") -> npt.NDArray
     left, top = (width - side) // 2, (height - side) // 2
     square = picture.crop((left, top, left + side, top + side))
     return np.asarray(square if side == size else square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _reason(error: Exception) -> str:
+    """All that an error says, in one line: pydicom names the packages that it lacks in further lines."""
+    return " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
 
 
 def _eight_bits(values: npt.NDArray[np.generic], mode: str) -> npt.NDArray[np.uint8]:

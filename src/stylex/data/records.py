@@ -23,8 +23,8 @@ from stylex.extras import import_extra
 
 TORCHVISION = "torchvision:"
 
-PARTS = ("train", "training", "val", "valid", "validation", "test")
-"""Names of sets, for data sets that take one as `split`."""
+PARTS = ("train", "training", "trainval", "val", "valid", "validation", "test")
+"""Names of sets, for data sets that take one as `split`; trainval is the training set where train is none."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def list_torchvision(source: str, options: DataOptions, labelled: bool) -> Listi
     Its own sets are kept; nothing is downloaded.
 
     Raises:
-        DataError: no such data set, its files are not there, or it holds no images with labels.
+        DataError: no such data set, its files are not there, it has no sets such as train and test, or it
+            holds no images with labels.
     """
     import torchvision.datasets
 
@@ -217,21 +218,28 @@ def _listing(name: str, home: str, stamp: str, records: list[Record], options: D
 def _torchvision_parts(kind: Any, folder: Path, source: str) -> dict[str, Any]:
     """The sets of a data set of torchvision, by the names it has for them."""
     parameters = inspect.signature(kind.__init__).parameters
-    choices: dict[str, dict[str, Any]] = {"": {}}
+    choices: list[tuple[str, dict[str, Any]]] = [("", {})]
     if "train" in parameters:
-        choices = {"train": {"train": True}, "test": {"train": False}}
+        choices = [("train", {"train": True}), ("test", {"train": False})]
     elif "split" in parameters:
-        choices = {part: {"split": part} for part in PARTS}
-    found, reason = {}, ""
-    for part, arguments in choices.items():
+        choices = [("train" if part == "trainval" else part, {"split": part}) for part in PARTS]
+    found, missing, refused = {}, "", ""
+    for part, arguments in choices:
+        if part in found:
+            continue
         try:
             found[part] = kind(str(folder), **arguments)
         except (RuntimeError, FileNotFoundError) as error:
-            reason = reason_of(error)
+            missing = reason_of(error)
         except (TypeError, ValueError) as error:  # a set that it does not have
-            reason = reason or reason_of(error)
+            refused = refused or reason_of(error)
+    if not found and not missing:
+        raise DataError(
+            f"{source}: cannot be opened as sets such as train and test ({refused}); write its images into "
+            "folders, one a class, and give the folder around them"
+        )
     if not found:
-        raise DataError(f"{source}: its files are not there ({reason}); download it with torchvision first")
+        raise DataError(f"{source}: its files are not there ({missing}); download it with torchvision first")
     return found
 
 

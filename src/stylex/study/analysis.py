@@ -13,11 +13,12 @@ from scipy import stats
 
 from stylex.errors import ConfigError, DataError
 from stylex.evaluation.intervals import wilson
-from stylex.study.answers import Key, read_answers, read_key
+from stylex.study.answers import Key, read_answers, read_attributes, read_key
 
 CHANCE = 0.5
 """Accuracy of who guesses."""
 
+REPLICATION_QUESTIONS = 18
 QUESTIONS_PER_ATTRIBUTE = 3
 """Of the replication's study: questions 1 to 3 are about its first attribute, and so on."""
 
@@ -89,7 +90,7 @@ class Analysis:
         std_participants: sample standard deviation of the participants' accuracies.
         interval: of the accuracy, respecting both.
         by_question, by_attribute: their intervals say how other participants would answer these very
-            questions.
+            questions. The latter is empty where it is not known what a question is about.
         chance: participants against guessing.
         published: the comparison with the published results.
     """
@@ -135,13 +136,14 @@ def analyse(
 
     Args:
         answers_csv: a row for each participant: Timestamp, Question 1 …, with A or B.
-        key: question → right choice, or a file with "1: A" a line.
-        attributes: question → attribute; by default three questions in a row are about one attribute, as in
-            the replication (where their number allows it).
+        key: question → right choice, or a file with "1: A" or "1: A, attribute" a line.
+        attributes: question → attribute; by default as the key says. Where it does not, three in a row of 18
+            questions are about one attribute, as in the replication; of another number that is not known.
         seed: of the bootstrap.
 
     Raises:
-        DataError: a file that is missing or damaged, or an answer that is missing or unknown; names the row.
+        DataError: a file that is missing or damaged, or an answer that is missing or unknown, or attributes
+            of some questions only in the key; names the row.
         ConfigError: attributes that leave out a question.
     """
     right_choices = read_key(key)
@@ -150,7 +152,7 @@ def analyse(
     return analyse_right(
         (np.array(answers.chosen) == wanted).astype(np.float64),
         answers.questions,
-        attributes=attributes,
+        attributes=attributes or read_attributes(key) or None,
         seed=seed,
     )
 
@@ -228,7 +230,7 @@ def _groups(questions: tuple[int, ...], attributes: Mapping[int, str] | None) ->
     """Attribute → columns."""
     found: dict[str, list[int]] = {}
     if attributes is None:
-        if len(questions) % QUESTIONS_PER_ATTRIBUTE:
+        if len(questions) != REPLICATION_QUESTIONS:
             return found
         for place in range(len(questions)):
             found.setdefault(f"attribute {place // QUESTIONS_PER_ATTRIBUTE + 1}", []).append(place)

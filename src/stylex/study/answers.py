@@ -16,10 +16,15 @@ CHOICES = ("A", "B")
 TIMESTAMP = "Timestamp"
 
 Key = Mapping[int, str] | Mapping[str, str] | str | Path
-"""Question → "A" or "B"; questions are numbers, or names such as "Question 1". Or a file, "1: A" a line."""
+"""Question → "A" or "B"; questions are numbers, or names such as "Question 1". Or a file, "1: A" a line.
+
+A file may say which attribute a question is about, "1: A, grey hair", as the exported keys do.
+"""
 
 _QUESTION = re.compile(r"\s*(?:question|q)?[\s_.#-]*(\d+)\b", re.IGNORECASE)
-_LINE = re.compile(r"\s*(?:question|q)?[\s_.#-]*(\d+)\s*[:=,;\t ]\s*(\S+)\s*", re.IGNORECASE)
+_LINE = re.compile(
+    r"\s*(?:question|q)?[\s_.#-]*(\d+)\s*[:=,;\t ]\s*(\S+?)\s*(?:[,;\t]\s*(\S.*?)\s*)?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def read_key(key: Key) -> dict[int, str]:
         DataError: no such file, no question, a question twice, or a choice that is neither A nor B.
     """
     if isinstance(key, str | Path):
-        pairs = list(_key_lines(Path(key)))
+        pairs = [(number, choice, where) for number, choice, _, where in _key_lines(Path(key))]
     else:
         pairs = [(_number(name), str(choice), f"key of {name!r}") for name, choice in key.items()]
     found: dict[int, str] = {}
@@ -53,6 +58,22 @@ def read_key(key: Key) -> dict[int, str]:
     if not found:
         raise DataError(f"{key if isinstance(key, str | Path) else 'the key'}: names no question")
     return dict(sorted(found.items()))
+
+
+def read_attributes(key: Key) -> dict[int, str]:
+    """Question → attribute, where the key is a file that says so; else nothing.
+
+    Raises:
+        DataError: no such file, or one that names the attributes of some questions only; names the row.
+    """
+    if not isinstance(key, str | Path):
+        return {}
+    lines = list(_key_lines(Path(key)))
+    found = {number: attribute for number, _, attribute, _ in lines if attribute is not None}
+    missing = next((where for _, _, attribute, where in lines if attribute is None), None)
+    if found and missing is not None:
+        raise DataError(f"{missing}: names no attribute, as other rows do; name it in each or in none")
+    return found
 
 
 def read_answers(file: str | Path, questions: Iterable[int]) -> Answers:
@@ -100,9 +121,10 @@ def answers_csv(questions: Sequence[int], rows: Iterable[tuple[str, Sequence[str
     return text.getvalue()
 
 
-def key_text(key: Mapping[int, str]) -> str:
-    """The key as a file: "1: A" a line."""
-    return "".join(f"{number}: {choice}\n" for number, choice in sorted(key.items()))
+def key_text(key: Mapping[int, str], attributes: Mapping[int, str] | None = None) -> str:
+    """The key as a file: "1: A" a line; with the questions' attributes, "1: A, grey hair"."""
+    about = {} if attributes is None else {number: f", {name}" for number, name in attributes.items()}
+    return "".join(f"{number}: {choice}{about.get(number, '')}\n" for number, choice in sorted(key.items()))
 
 
 def _text(path: Path) -> str:
@@ -156,14 +178,15 @@ def _choice(text: str, where: str) -> str:
     return choice
 
 
-def _key_lines(path: Path) -> Iterable[tuple[int, str, str]]:
+def _key_lines(path: Path) -> Iterable[tuple[int, str, str | None, str]]:
+    """Question, choice, attribute, and where that stands."""
     for place, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         matched = _LINE.fullmatch(line)
         if matched is None:
             raise DataError(f"{path}, row {place}: {line.strip()[:40]!r} is no key; write '1: A'")
-        yield int(matched[1]), matched[2], f"{path}, row {place}"
+        yield int(matched[1]), matched[2], matched[3], f"{path}, row {place}"
 
 
 def _number(name: object) -> int:

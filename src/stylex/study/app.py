@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
+from PIL import Image
 
 from stylex.attfind.names import clean_name
 from stylex.errors import ConfigError, RunError
@@ -44,11 +46,14 @@ def create_app(
     """A study's application.
 
     Args:
-        pictures: file name → content, of `read_pictures`.
+        pictures: file name → content, of `read_pictures`; an animation and a still of each name.
         admin_token: who knows it may see the administrator's page.
         names: of the study's attributes, as they are now.
         hosts: see `web.guards.Guards`.
         public_url: where people reach the pages, if a server stands in front.
+
+    Raises:
+        RunError: a picture is missing, or is none.
     """
     design = store.design
     title = design.settings.title
@@ -59,7 +64,11 @@ def create_app(
     counted = [
         step for step in store_steps(store) if step.kind in ("question", "attention", "control", "naming")
     ]
-    about = {"title": title, "settings": design.settings, "questions": len(counted)}
+    sizes = {file: picture_size(file, content) for file, content in pictures.items()}
+    for file in (f"{name}.{kind}" for name in design.images for kind in KINDS):
+        if file not in sizes:
+            raise RunError(f"{file}: the study's picture is missing; take a whole copy of the run")
+    about = {"title": title, "settings": design.settings, "questions": len(counted), "sizes": sizes}
 
     def respond(request: Request, part: str, values: Mapping[str, Any]) -> Response:
         """A part of the page to htmx, else the whole page."""
@@ -222,6 +231,19 @@ def read_pictures(folder: Path) -> dict[str, bytes]:
     if not found:
         raise RunError(f"{folder}: holds no pictures; take a whole copy of the run")
     return found
+
+
+def picture_size(file: str, content: bytes) -> tuple[int, int]:
+    """Width and height in pixels.
+
+    Raises:
+        RunError: it is no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as found:
+            return found.size
+    except OSError:
+        raise RunError(f"{file}: is no picture; take a whole copy of the run") from None
 
 
 def store_steps(store: Store) -> tuple[Step, ...]:

@@ -87,6 +87,20 @@ class Design(_Frozen):
         """Question → right choice, in the exported CSV."""
         return {question.number: question.key for question in self.questions}
 
+    @property
+    def control_key(self) -> dict[int, str]:
+        """The same of the control block: its questions count from 1, one for each attribute in turn."""
+        return {
+            place + 1: next(entry.key for entry in self.questions if entry.attribute == place)
+            for place in range(len(self.attributes))
+        }
+
+    def by_question(self, names: Sequence[str], *, control: bool = False) -> dict[int, str]:
+        """Question, of the study or of its control block → which of the attributes' names is its own."""
+        if control:
+            return dict(enumerate(names, 1))
+        return {question.number: names[question.attribute] for question in self.questions}
+
     def owner(self, animation: str) -> int:
         """The attribute that an animation shows."""
         return next(place for place, entry in enumerate(self.attributes) if animation in entry.shown)

@@ -38,22 +38,14 @@ def content(store: Store, names: Sequence[str], file: str, *, attentive: bool = 
     if file == "answers.csv":
         return _choices(store, design.key, "question", attentive)
     if file == "key.txt":
-        return key_text(design.key)
+        return key_text(design.key, design.by_question(names))
     if file == "control.csv":
-        return _choices(store, control_key(design), "control", attentive)
+        return _choices(store, design.control_key, "control", attentive)
     if file == "control-key.txt":
-        return key_text(control_key(design))
+        return key_text(design.control_key, design.by_question(names, control=True))
     if file == "details.csv":
         return _details(store, names)
     return _names(store, names)
-
-
-def control_key(design: Design) -> dict[int, str]:
-    """The key of the control block: its questions count from 1, one for each attribute, in their order."""
-    return {
-        place + 1: next(entry.key for entry in design.questions if entry.attribute == place)
-        for place in range(len(design.attributes))
-    }
 
 
 def write_files(store: Store, names: Sequence[str], folder: Path, *, attentive: bool = False) -> list[Path]:
@@ -72,9 +64,8 @@ def analysis_so_far(store: Store, names: Sequence[str]) -> Analysis | None:
     rows = _right(store, design.key, "question", attentive=False)
     if not rows:
         return None
-    attributes = {question.number: names[question.attribute] for question in design.questions}
     right = np.array([found for _, found in rows], np.float64)
-    return analyse_right(right, tuple(design.key), attributes=attributes)
+    return analyse_right(right, tuple(design.key), attributes=design.by_question(names))
 
 
 def _choices(store: Store, key: dict[int, str], kind: str, attentive: bool) -> str:

@@ -40,10 +40,10 @@ def top_attributes(findings: Findings, class_names: tuple[str, ...], target: str
 
     Of one class its ranking; of two classes the merged list; else the classes take turns, rank by rank.
     """
+    ranked: list[Attribute]
     if target is not None:
-        return list(findings.attributes[target])
-    by_coordinate: dict[int, Attribute] = {}
-    if findings.merged:
+        ranked = list(findings.attributes[target])
+    elif findings.merged:
         towards, away = (findings.attributes[name] for name in class_names)
         changes = {entry.change: entry for entry in towards} | {
             (1 - entry.direction, entry.coordinate): entry for entry in away
@@ -52,7 +52,8 @@ def top_attributes(findings: Findings, class_names: tuple[str, ...], target: str
     else:
         every = [entry for found in findings.attributes.values() for entry in found]
         ranked = sorted(every, key=lambda entry: (entry.rank, -abs(entry.effect)))
-    for entry in ranked:
+    by_coordinate: dict[int, Attribute] = {}
+    for entry in ranked:  # a distractor must not be the same coordinate the other way round
         by_coordinate.setdefault(entry.coordinate, entry)
     return list(by_coordinate.values())
 

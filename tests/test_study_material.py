@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import problems
+import study_samples
+import training_problems
+from stylex import load
+from stylex.attfind import search
+from stylex.data.images import ImageSet
+from stylex.evaluation.measure import prepare
+from stylex.explainer import Explainer
+from stylex.model import Model
+from stylex.networks import build
+from stylex.study.design import Design, StudySettings
+from stylex.study.material import load_design, load_pairs, make_study, study_folder, top_attributes
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    study_samples.draw_small(monkeypatch)
+
+
+def three_classes() -> Model:
+    """A tiny model of classes a, b and c, each as likely."""
+    recipe, names = training_problems.recipe("fast"), ("a", "b", "c")
+    classifier = training_problems.classifier(class_names=names)
+    parts = build(recipe, training_problems.RESOLUTION, len(names), seed=1)
+    for part in parts.parts().values():
+        part.eval().requires_grad_(False)
+    networks = (parts.generator, parts.encoder, parts.mapping, parts.discriminator)
+    model = Model(*networks, classifier, recipe, training_problems.HARDWARE, 1)
+    images, head = training_problems.images(24).batch(range(24)), classifier.network.head
+    with torch.no_grad():
+        for _ in range(3):  # the condition hangs on the classifier, which is being changed
+            logits = model.classify(model.synthesise(model.styles(model.encode(images)[0])))
+            scale = 2 / logits.std(dim=0)
+            head.bias.sub_(logits.median(dim=0).values).mul_(scale)
+            head.weight.mul_(scale[:, None])
+    return model
+
+
+def searched(path: Path, model: Model, images: ImageSet | None) -> Explainer:
+    run = problems.save_tiny_run(path, model)
+    search(run, model, images, run.config.attfind)
+    return load(run.path, device="cpu", precision="fp32")
+
+
+def check_study(explainer: Explainer, design: Design) -> None:
+    """It is in the run, asks about coordinates once each, and every animation is what its attribute does."""
+    assert load_design(explainer.run) == design
+    coordinates = [entry.coordinate for entry in design.attributes]
+    assert len(coordinates) == len(set(coordinates)) == design.settings.attributes
+    places, pairs = load_pairs(explainer.run)
+    assert set(places) == set(design.images) == {name for entry in design.attributes for name in entry.shown}
+    side = training_problems.RESOLUTION
+    assert pairs.shape == (len(places), 2, side, side, 3)
+    for name, place in places.items():
+        before, after = pairs[place].numpy()
+        assert (before != after).any()
+        with Image.open(study_folder(explainer.run) / "material" / f"{name}.gif") as moving:
+            first = np.asarray(moving.convert("RGB"))
+            moving.seek(1)
+            assert moving.size == (study_samples.SMALL, study_samples.SMALL)
+            assert (first != np.asarray(moving.convert("RGB"))).any()
+
+
+def test_a_study_of_one_of_three_classes(tmp_path: Path) -> None:
+    images = training_problems.images(40)
+    explainer = searched(tmp_path / "run", three_classes(), images)
+    settings = StudySettings(attributes=2, questions=1, target="b")
+    said: list[str] = []
+    design = make_study(explainer, prepare(explainer.model, images, 0), settings, said.append)
+    check_study(explainer, design)
+    assert {entry.target for entry in design.attributes} == {"b"}
+    assert any("2 of 2" in line for line in said)
+
+
+def test_a_study_of_a_model_without_an_encoder(tmp_path: Path) -> None:
+    explainer = searched(tmp_path / "run", problems.tiny_model("stylegan2"), None)
+    design = make_study(
+        explainer, prepare(explainer.model, None, 0, count=40), StudySettings(attributes=3, questions=1)
+    )
+    check_study(explainer, design)
+
+
+def test_a_coordinate_is_asked_about_once_though_it_is_listed_both_ways(tmp_path: Path) -> None:
+    explainer = searched(tmp_path / "run", problems.tiny_model("stylegan2"), None)
+    findings = explainer.findings
+    first, *others = findings.attributes["b"]
+    back = dataclasses.replace(first, rank=2, direction=1 - first.direction)
+    both = dataclasses.replace(findings, attributes=findings.attributes | {"b": (first, back, *others)})
+    assert top_attributes(both, explainer.class_names, "b") == [first, *others]
+    assert top_attributes(both, explainer.class_names, None) == top_attributes(
+        findings, explainer.class_names, None
+    )
