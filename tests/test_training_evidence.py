@@ -187,6 +187,21 @@ def test_what_cancels_over_its_places_belongs_to_the_cause_that_acts_there() -> 
     assert np.corrcoef(rebuilt, log_odds)[0, 1] > 0.99
 
 
+def test_what_cancels_where_nothing_else_acts_stays_by_itself() -> None:
+    random = np.random.default_rng(0)
+    cause, shift = random.choice([-1.0, 1.0], (2, 500))
+    maps = np.zeros((500, 1, MAP_SIZE, MAP_SIZE))
+    maps[:, 0, :2] = cause[:, None, None]
+    maps[:, 0, 12] = 4 * shift[:, None]
+    maps[:, 0, 13] = -4 * shift[:, None]  # speaks for nothing at all, and varies most
+    evidence = Evidence(32, 1, 3)
+    _, shares = _decompose(evidence, maps.reshape(500, -1), "sigmoid", 0)
+    found = (maps.reshape(500, -1) - evidence.mean.numpy()) @ evidence.unmixing.numpy().T
+    assert np.isfinite(found).all()
+    assert shares == pytest.approx((1.0, 0.0), abs=0.02)
+    assert abs(np.corrcoef(found[:, 1], shift)[0, 1]) > 0.99
+
+
 def test_there_is_a_cause_where_everything_cancels() -> None:
     random = np.random.default_rng(0)
     value = random.normal(size=500)

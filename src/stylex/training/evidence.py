@@ -369,8 +369,8 @@ def _merged(
     """Rows of an unmixing matrix [n, L · 16 · 16], those that are no cause of their own added to another.
 
     What raises the log-odds raises them at every place where it can be seen. A component whose places speak
-    for and against alike corrects another cause instead (more grey hair is seen where hair is long); it goes
-    to the cause that acts at the same places. So weighted, the parts of one cause sum to its log-odds.
+    for and against alike corrects another instead (more grey hair is seen where hair is long); it goes to the
+    one that acts at the same places, if there is one. So weighted, parts of one cause sum to its log-odds.
     """
     components = centred @ unmixing.T
     mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
@@ -387,6 +387,7 @@ def _merged(
     )
     causes = np.unique(target)
     weights = (contributions * contributions[target]).sum(axis=1) / np.maximum(strength[target], 1e-12)
+    weights[weights == 0] = 1e-12  # what adds nothing to any log-odds is still a component
     merged = np.stack([weights[target == cause] @ unmixing[target == cause] for cause in causes])
     scaled: npt.NDArray[np.float64] = merged / (centred @ merged.T).std(axis=0)[:, None]
     return scaled
