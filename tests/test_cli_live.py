@@ -150,6 +150,8 @@ def test_before_the_first_step_the_search_for_evidence_is_shown(run: Run, width:
     assert "finding the classifier's evidence: 25 %" in text
     assert "0:01:12 left of this, then training begins" in text
     assert "images/s" not in text
+    found = Progress(0, 128_000, 0.0, 0.0, {}, prepared=1.0)
+    assert "the first steps are under way" in shown(run, width, searching, found)
     file = io.StringIO()
     with TrainingView(run, "", console=Console(file=file, width=80)) as view:
         view.update(searching)

@@ -162,6 +162,9 @@ def test_where_evidence_cannot_be_the_condition_classes_are(
     )
     own = plan(given, images, explained, problems.HARDWARE, fixed={*fixed, "network.condition"})
     assert own.config.recipe.network.condition == "evidence"
+    if condition != "evidence":
+        with pytest.raises(ConfigError, match=r"loss\.evidence: evidence .* leave it out"):
+            plan(given, images, explained, problems.HARDWARE, fixed={*fixed, "loss.evidence"})
     # The same command continues the run: what was chosen for the classifier is not held against it.
     assert keep_choices(recipe, chosen, [], everything=False) == chosen
 

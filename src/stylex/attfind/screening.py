@@ -204,8 +204,8 @@ def survivors(
     sure = 1.0
     for target in range(before.shape[1]):
         inside = in_class(before, target, activation)
-        if not inside.any():  # no image counts as it, of these nor of the others, which take turns
-            continue
+        if not inside.any() or (activation == "sigmoid" and inside.all()):
+            continue  # images with and without it take turns: of the others it is the same
         images = ~inside & stable
         if images.sum() < ENOUGH_IMAGES:
             return np.ones_like(kept), 0.0

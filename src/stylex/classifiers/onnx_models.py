@@ -155,9 +155,9 @@ def _compare(network: Graph, path: Path, probes: Iterable[Tensor]) -> None:
     for images in probes:
         try:
             wanted = Runtime(path, network.fingerprint, network.batch)(images).float()
-        except ClassifierError:  # the package is missing
-            raise
-        except Exception as error:  # other sizes or channels, or a file that onnxruntime cannot run
+        except (
+            Exception
+        ) as error:  # the package is missing, other sizes or channels, or a file that onnxruntime cannot run
             reason = reason or reason_of(error)
             continue
         try:

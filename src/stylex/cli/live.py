@@ -202,10 +202,10 @@ class TrainingView:
         place = Text.assemble(
             (f"{100 * images / total:.0f} %", "bold"), f"  {images / 1000:.1f} of {total / 1000:g} kimg"
         )
-        if self._now is not None and self._now.prepared is not None:
+        if self._now is not None and self._now.prepared is not None and self._now.prepared < 1:
             facts = Text(_preparing(self._now))
             times = Text(f"{_clock_time(self._now.seconds_left)} left of this, then training begins", "dim")
-        elif self._now is None:
+        elif self._now is None or self._now.prepared is not None:
             going_on = "going on" if images else "the first steps are under way"
             facts, times = place, Text(f"{going_on} …", "dim")
         else:

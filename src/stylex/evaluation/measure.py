@@ -196,8 +196,8 @@ def evaluate(
     probabilities = model.classifier.probabilities(discovery_logits).cpu().numpy()
     results: list[MethodResult] = []
     single: dict[str, tuple[Interval, ...]] = {}
-    several = len(model.class_names) > 2 and any(findings.attributes.values())
-    unsought = [name for name, found in findings.attributes.items() if several and not found]
+    some = any(findings.attributes.values())
+    unsought = [name for name, found in findings.attributes.items() if some and not found]
     for target, name in enumerate(model.class_names):
         bench = _Bench(model, space, test, target, judge, judged, counts)
         if not len(bench.rows) or name in unsought:

@@ -46,6 +46,9 @@ from stylex.training.watching import WATCHED, MetricsLog, RecentStatistics, save
 
 log = logging.getLogger("stylex")
 
+BEAT_SECONDS = 60.0
+"""Between two signs of life while one process works and the others wait."""
+
 PREPARING_STOPPED = "stopped before the first step; the same command begins again"
 
 
@@ -282,6 +285,17 @@ class Trainer:
         evidence = encoder.evidence
         seed, kimg = self.run.config.seed, evidence_kimg(self.recipe)
         fit, stopped = None, False
+        beaten = time.monotonic()
+
+        def beat(done: int, total: int) -> None:
+            """Those who wait must hear of the first from time to time, or they take it for dead."""
+            nonlocal beaten
+            if preparation is not None:
+                preparation(done, total)
+            if time.monotonic() - beaten > BEAT_SECONDS:
+                beaten = time.monotonic()
+                self.world.any(False)
+
         if self.world.first:  # it is small, and the devices' convolutions may differ in the last digits
             try:
                 fit = fit_evidence(
@@ -291,10 +305,14 @@ class Trainer:
                     self.hardware,
                     seed,
                     kimg,
-                    on_progress=preparation,
+                    on_progress=beat,
                 )
             except Stopped:
                 stopped = True
+            self.world.any(True)
+        else:
+            while not self.world.any(False):
+                pass
         if self.world.any(stopped):
             raise Stopped(PREPARING_STOPPED)
         if self.world.size > 1:

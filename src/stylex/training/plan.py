@@ -385,6 +385,8 @@ def _with_condition(
         why = f"evidence needs images of {MAP_SIZE} pixels or more"
     else:
         return config, []
+    if "loss.evidence" in fixed and config.recipe.loss.evidence:
+        raise ConfigError(f"loss.evidence: {why}; leave it out, or set it to 0")
     recipe = changed(config.recipe, {key: "probabilities", "loss.evidence": 0.0})
     return config.model_copy(update={"recipe": recipe}), [f"{key} probabilities: {why}"]
 
