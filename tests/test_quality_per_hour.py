@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import training_problems as problems
+from script_files import HOME, load_script
 from stylex.config import load_recipe
 from stylex.training.loop import train
-
-HOME = Path(__file__).parent.parent / "scripts"
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    specification = importlib.util.spec_from_file_location("quality_per_hour", HOME / "quality_per_hour.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["quality_per_hour"] = module
-    specification.loader.exec_module(module)
-    return module
+    return load_script("quality_per_hour")
 
 
 def test_every_row_is_a_recipe_and_no_two_are_the_same(script: Any) -> None:

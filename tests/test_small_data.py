@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,11 +12,10 @@ import torch
 
 import problems
 import training_problems
+from script_files import load_script
 from stylex.errors import DataError, RunError
 from stylex.run import Run
 from stylex.training.loop import Trainer
-
-SCRIPT = Path(__file__).parent.parent / "scripts" / "small_data.py"
 
 TINY = tuple(
     setting
@@ -29,13 +26,7 @@ TINY = tuple(
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("small_data", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["small_data"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("small_data")
 
 
 @pytest.fixture

@@ -113,30 +113,25 @@ def discover(model: Model, images: SearchSource, settings: AttFindSettings, seed
         names += [called[number] for number in order]
         if not missing.any():
             break
-    _check_classes(model, torch.cat([logits for _, _, logits in kept]).numpy(), missing, settings, seen)
     latents, styles, logits = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    _check_classes(model, logits.numpy(), seen)
     space = StyleSpace.from_styles(model.generator.synthesis.layout, styles)
     return Discovery(latents, styles, logits, tuple(names), space)
 
 
-def _check_classes(
-    model: Model,
-    logits: npt.NDArray[np.float32],
-    missing: npt.NDArray[np.integer],
-    settings: AttFindSettings,
-    seen: int,
-) -> None:
+def _check_classes(model: Model, logits: npt.NDArray[np.float32], seen: int) -> None:
     """Say which classes no image counts as; an error where that leaves nothing to explain."""
+    activation = model.classifier.activation
     empty = [
         f"'{name}'"
-        for name, left in zip(model.class_names, missing, strict=True)
-        if left == settings.images_per_class
+        for target, name in enumerate(model.class_names)
+        if not in_class(logits, target, activation).any()
     ]
     if not empty:
         return
     more = f" and {len(empty) - 5} more classes" if len(empty) > 5 else ""
     said = f"none of {seen} reconstructed discovery images counts as {', '.join(empty[:5])}{more}"
-    if not sought(logits, model.classifier.activation):
+    if not sought(logits, activation):
         raise DataError(f"{said}; the classifier or the reconstruction ignores that class")
     logger.warning("%s; nothing is searched for what leads there", said)
 
