@@ -38,6 +38,13 @@ def step_of(page: Any) -> int | None:
     return int(found.get_attribute("value")) if found.count() else None
 
 
+def agree(page: Any) -> None:
+    """Begin, and wait until the first question is there with all its scripts."""
+    page.click("text=I agree")
+    playwright.expect(page.locator("input[name=step][value='0']")).to_have_count(1)
+    page.wait_for_load_state("load")
+
+
 def give(page: Any, choice: str = "A") -> None:
     """Answer one page, and wait until the next one is there."""
     step = step_of(page)
@@ -47,6 +54,7 @@ def give(page: Any, choice: str = "A") -> None:
         page.fill("#words", "a bright stripe")
     page.click("button[type=submit]")
     playwright.expect(page.locator(f"input[name=step][value='{step}']")).to_have_count(0)
+    page.wait_for_load_state("load")
 
 
 def test_two_people_at_once_a_reload_a_return_and_a_killed_server(visit: Any, study_run: Path) -> None:
@@ -57,7 +65,7 @@ def test_two_people_at_once_a_reload_a_return_and_a_killed_server(visit: Any, st
     try:
         one, two = visit(url), visit(url, viewport=NARROW)
         for page in (one, two):
-            page.click("text=I agree")
+            agree(page)
         for _ in range(3):
             give(one, "A")
             give(two, "B")
@@ -113,7 +121,7 @@ def test_a_double_click_counts_once(visit: Any, tmp_path: Path) -> None:
     study = Served(tmp_path)
     with web_server.served(study.app) as url:
         page = visit(url)
-        page.click("text=I agree")
+        agree(page)
         give(page, "A")
         page.locator("button[type=submit]").dblclick()
         playwright.expect(page.locator("input[name=step][value='2']")).to_have_count(1)
@@ -123,6 +131,31 @@ def test_a_double_click_counts_once(visit: Any, tmp_path: Path) -> None:
         page.locator("button[type=submit]").dblclick()
         playwright.expect(page.locator("input[name=step][value='3']")).to_have_count(1)
         assert [entry.step for entry in study.store.answers()] == [0, 1, 2]
+
+
+def test_an_answer_given_at_once_loads_no_new_page(visit: Any, tmp_path: Path) -> None:
+    study = Served(tmp_path)
+    with web_server.served(study.app) as url:
+        page = visit(url)
+        agree(page)
+        page.evaluate(AT_ONCE)
+        give(page, "A")
+        playwright.expect(page.locator("h1")).to_have_text("Thank you")
+        assert page.evaluate("window.same") is True
+        assert [entry.step for entry in study.store.answers()] == list(range(len(study.store.form(1))))
+
+
+AT_ONCE = """() => {
+  window.same = true;
+  document.addEventListener("htmx:afterSwap", () => window.setTimeout(() => {
+    const choice = document.getElementById("choice-A");
+    if (choice) choice.checked = true;
+    const words = document.getElementById("words");
+    if (words) words.value = "a bright stripe";
+    const form = document.querySelector("#main form[hx-post]");
+    if (form) form.requestSubmit();
+  }, 0));
+}"""
 
 
 @pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
@@ -135,7 +168,7 @@ def test_nothing_moves_when_the_pictures_arrive(
     study = Served(tmp_path)
     with web_server.served(study.app) as url:
         page = visit(url, viewport=size, reduced_motion=motion)
-        page.click("text=I agree")
+        agree(page)
         page.wait_for_selector("#choice-A")
         held: list[Any] = []
         page.route("**/shown/*", lambda route: held.append(route))
@@ -202,13 +235,15 @@ def test_every_page_can_be_read(visit: Any, tmp_path: Path, scheme: str) -> None
                 check_page(page)
 
         check()
-        page.click("text=I agree")
+        agree(page)
         while step_of(page) is not None:
             check()
             if page.locator("a.still").is_visible():
-                page.click("a.still")
-                check()
-                page.click("a.still")
+                for other in ("With motion", "Without motion"):
+                    page.click("a.still")
+                    playwright.expect(page.locator("a.still")).to_have_text(other)
+                    page.wait_for_load_state("load")
+                    check()
             give(page, "A")
         check()
         page.goto(url + "/admin")
