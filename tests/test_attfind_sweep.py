@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import problems
 import training_problems
 from stylex import fused
-from stylex.attfind import sweep, sweep_in_batches, sweep_slowly
+from stylex.attfind import folded, sweep, sweep_in_batches, sweep_slowly
 from stylex.attfind.batches import CANDIDATES, choose_batch, parse_memory
 from stylex.attfind.folded import FoldedSynthesis
 from stylex.attfind.sweep import rows_of, sweep_image
@@ -29,7 +29,15 @@ def encoded(model: Model) -> tuple[torch.Tensor, StyleSpace]:
     return styles, StyleSpace.from_styles(model.generator.synthesis.layout, styles)
 
 
+@pytest.fixture(params=[None, True, False], ids=["as measured", "in phases", "with a filter"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way of up-sampling, whatever is faster for a layer."""
+    if request.param is not None:
+        monkeypatch.setattr(folded, "_in_phases", lambda weight, dtype: request.param)
+
+
 @pytest.mark.parametrize("recipe", ["fast", "study", "stylegan2"])
+@pytest.mark.usefixtures("way")
 def test_the_fast_sweep_equals_the_slow_one(recipe: str) -> None:
     model = problems.tiny_model(recipe)
     styles, space = encoded(model)
@@ -55,6 +63,7 @@ def test_shift_reaches_the_sweep() -> None:
 
 
 @pytest.mark.parametrize("noise", ["fixed", "none"])
+@pytest.mark.usefixtures("way")
 def test_a_changed_layer_equals_the_synthesis_of_the_changed_style(noise: str) -> None:
     """Also where a style dominates the demodulation and vanishes, in layers with and without up-sampling."""
     torch.manual_seed(0)
@@ -68,12 +77,12 @@ def test_a_changed_layer_equals_the_synthesis_of_the_changed_style(noise: str) -
         if place.kind != "conv":
             continue
         style[0, place.offset + 2] = 300.0
-        folded = FoldedSynthesis(synthesis, style, noise)  # type: ignore[arg-type]
+        held = FoldedSynthesis(synthesis, style, noise)  # type: ignore[arg-type]
         channels, values = torch.tensor([1, 1, 2, 3]), torch.tensor([-2.0, 9.0, 0.0, 1.0])
         moved = style.repeat(4, 1)
         moved[torch.arange(4), place.offset + channels] = values
         expected = synthesis(moved, noise)  # type: ignore[arg-type]
-        found = folded.finish(folded.layer(number)(channels, values))
+        found = held.finish(held.layer(number)(channels, values))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
         assert (found[2] - found[0]).abs().max() > 0.1
         style[0, place.offset + 2] = 1.0

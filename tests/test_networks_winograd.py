@@ -10,13 +10,18 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from stylex import fused
 from stylex.networks import winograd
-from stylex.networks.winograd import convolve3, pays
+from stylex.networks.convolution import convolve
+from stylex.networks.winograd import pays
 
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in double precision and for small layers."""
     monkeypatch.setattr(winograd, "pays", lambda images, weight: True)
+
+
+def convolve3(images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return convolve(images, weight, bias, padding=1)
 
 
 def batch(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -50,18 +55,20 @@ def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch: pytest.
     images = batch(1, 2, 4, 4).requires_grad_()
     weight = batch(2, 2, 3, 3).requires_grad_()
     called: list[str] = []
-    for name in ("_correlation", "_outputs"):
+    for name in ("correlation", "outputs"):
         whole = getattr(winograd, name)
         monkeypatch.setattr(
-            winograd, name, lambda *given, whole=whole, name=name: (called.append(name), whole(*given))[1]
+            winograd,
+            name,
+            lambda *given, whole=whole, name=name, **more: (called.append(name), whole(*given, **more))[1],
         )
     outputs = convolve3(images * 1, weight * 1)
     called.clear()
     torch.autograd.grad(outputs.sum(), images, retain_graph=True)
-    assert called == ["_outputs"]
+    assert called == ["outputs"]
     called.clear()
     torch.autograd.grad(outputs.sum(), weight)
-    assert called == ["_correlation"]
+    assert called == ["correlation"]
 
 
 def test_wide_layers_in_float32_are_done_by_tiles_and_stay_close() -> None:

@@ -40,15 +40,17 @@ def convolve(
         images, weight = images.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if (padding, groups, *weight.shape[2:]) == (1, 1, 3, 3) and winograd.pays(images, weight):
-        found: Tensor = winograd.convolve3(images, weight, bias)
+        found = winograd.outputs(images, weight)
+        if bias is not None:
+            found.add_(bias[:, None, None])
         return F.leaky_relu_(found, slope) if slope else F.relu_(found)
     if kind == "cpu" and images.numel() and _offered(images.dtype):
         pads, ones = [padding, padding], [1, 1]
         rectifier, scalars = ("leaky_relu", [slope]) if slope else ("relu", [])
-        found = torch.ops.mkldnn._convolution_pointwise(
+        pointwise: Tensor = torch.ops.mkldnn._convolution_pointwise(
             images, weight, bias, pads, ones, ones, groups, rectifier, scalars, ""
         )
-        return found
+        return pointwise
     found = F.conv2d(images, weight, bias, padding=padding, groups=groups)
     return F.leaky_relu_(found, slope) if slope else F.relu_(found)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylex.networks.winograd import convolve3
+from stylex.networks.convolution import convolve
 
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 """The resampling filter of StyleGAN2, separable, before normalisation."""
@@ -180,12 +180,10 @@ class EqualConv2d(nn.Module):
         kernel_size = self.weight.shape[-1]
         weight = (self.weight * self.weight_gain).to(images.dtype)
         bias = None if self.bias is None else (self.bias * self.output_gain).to(images.dtype)
-        if not self.down and kernel_size == 3:
-            outputs = convolve3(images, weight, bias)
-        elif not self.down:
-            outputs = F.conv2d(images, weight, bias, padding=kernel_size // 2)
+        if not self.down:
+            outputs = convolve(images, weight, bias, padding=kernel_size // 2)
         elif kernel_size == 1:
-            outputs = F.conv2d(downsample2(images), weight, bias)
+            outputs = convolve(downsample2(images), weight, bias)
         else:
-            outputs = F.conv2d(blur(images, padding=2), weight, bias, stride=2)
+            outputs = convolve(blur(images, padding=2), weight, bias, stride=2)
         return F.leaky_relu_(outputs, 0.2) if self.activate else outputs

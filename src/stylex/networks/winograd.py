@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,25 +50,6 @@ _OUTPUT = (
 )
 
 
-def convolve3(images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """conv2d with padding 1, by the faster way; gradients of any order.
-
-    Results differ by rounding: about four times as far from exact as a direct convolution in float32.
-
-    Args:
-        images: [N, C, H, W].
-        weight: [O, C, 3, 3].
-        bias: [O] or None.
-
-    Returns:
-        [N, O, H, W].
-    """
-    if not pays(images, weight):
-        return F.conv2d(images, weight, bias, padding=1)
-    outputs = _convolution(images, weight)
-    return outputs if bias is None else outputs.add_(bias[:, None, None])
-
-
 def pays(images: Tensor, weight: Tensor) -> bool:
     """Whether a 3 × 3 convolution of images [N, C, H, W] is done by tiles."""
     count, _, height, width = images.shape
@@ -83,83 +63,24 @@ def pays(images: Tensor, weight: Tensor) -> bool:
     )
 
 
-class _Convolution(torch.autograd.Function):
-    """The convolution or, with `adjoint`, the map that its gradient is; each is the other's gradient."""
+def outputs(images: Tensor, weight: Tensor, adjoint: bool = False) -> Tensor:
+    """conv2d with padding 1, without gradients (`networks.convolution` has them).
 
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, adjoint: bool) -> Tensor:
-        ctx.save_for_backward(images, weight)
-        ctx.adjoint = adjoint
-        return _outputs(images, weight, adjoint)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        images, weight = ctx.saved_tensors
-        pair = (gradients[0], images) if ctx.adjoint else (images, gradients[0])
-        return (
-            _convolution(gradients[0], weight, not ctx.adjoint) if _wanted(ctx, 0) else None,
-            _weight_gradient(*pair) if _wanted(ctx, 1) else None,
-            None,
-        )
-
-
-class _WeightGradient(torch.autograd.Function):
-    """Bilinear like the convolution itself, so that its gradients are convolutions again."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, outputs: Tensor) -> Tensor:
-        ctx.save_for_backward(images, outputs)
-        return _correlation(images, outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        images, outputs = ctx.saved_tensors
-        return (
-            _convolution(outputs, gradients[0], True) if _wanted(ctx, 0) else None,
-            _convolution(images, gradients[0], False) if _wanted(ctx, 1) else None,
-        )
-
-
-def _wanted(ctx: Any, number: int) -> bool:
-    """Whether the present backward pass goes on from an input: `needs_input_grad` says if any could."""
-    if not ctx.needs_input_grad[number]:
-        return False
-    try:
-        return bool(torch._C._will_engine_execute_node(ctx.next_functions[number][0]))
-    except (AttributeError, RuntimeError):  # another version of PyTorch; a leaf, which the call does not take
-        return True
-
-
-def _convolution(images: Tensor, weight: Tensor, adjoint: bool = False) -> Tensor:
-    if torch.is_grad_enabled() and (images.requires_grad or weight.requires_grad):
-        found: Tensor = _Convolution.apply(images, weight, adjoint)
-        return found
-    return _outputs(images, weight, adjoint)
-
-
-def _weight_gradient(images: Tensor, outputs: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and (images.requires_grad or outputs.requires_grad):
-        found: Tensor = _WeightGradient.apply(images, outputs)
-        return found
-    return _correlation(images, outputs)
-
-
-def _outputs(images: Tensor, weight: Tensor, adjoint: bool = False) -> Tensor:
-    """Images [N, C, H, W] → [N, O, H, W] or, with `adjoint`, [N, O, H, W] → [N, C, H, W]."""
+    Images [N, C, H, W] and weight [O, C, 3, 3] → [N, O, H, W]; `adjoint`: [N, O, H, W] → [N, C, H, W].
+    Results differ by rounding: about four times as far from exact as a direct convolution in float32.
+    """
     count, channels, height, width = images.shape
     transformed, back = _weight_tiles(weight, adjoint), _matrix("output", images)
     features = transformed.shape[2]
-    outputs = torch.empty(
-        count, features, height, width, dtype=images.dtype, memory_format=torch.channels_last
-    )
+    found = torch.empty(count, features, height, width, dtype=images.dtype, memory_format=torch.channels_last)
     for part in _parts(images.shape, max(channels, features)):
         tiles = back @ torch.bmm(_input_tiles(images[part]), transformed).view(INPUT**2, -1)
-        cut = _cut(outputs[part].permute(0, 2, 3, 1))
+        cut = _cut(found[part].permute(0, 2, 3, 1))
         cut.copy_(tiles.view(cut.shape))
-    return outputs
+    return found
 
 
-def _correlation(images: Tensor, outputs: Tensor) -> Tensor:
+def correlation(images: Tensor, outputs: Tensor) -> Tensor:
     """The weight's gradient [O, C, 3, 3], of images [N, C, H, W] and the outputs' gradient [N, O, H, W]."""
     channels, features = images.shape[1], outputs.shape[1]
     forth = _matrix("output", outputs).t()

@@ -17,6 +17,7 @@ from stylex.classifiers.distillation import agreement, divergence
 from stylex.conditions import told
 from stylex.config import Recipe, StepKind
 from stylex.networks import Networks, conditional_score
+from stylex.networks.convolution import second_order
 from stylex.networks.evidence import DEVIATION
 from stylex.parallel import ALONE, World, path_length_images
 from stylex.perceptual import ClassifierDistance, feature_distance
@@ -399,7 +400,8 @@ class StylexLoss:
         latents = join(w, condition)
         if not latents.requires_grad:
             latents.requires_grad_(True)
-        fake = self._synthesise(latents, batch.random)
+        with second_order():
+            fake = self._synthesise(latents, batch.random)
         direction = batch.random.normal(*fake.shape) / fake.shape[-1]
         (gradient,) = torch.autograd.grad((fake * direction).sum(), latents, create_graph=True)
         lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
@@ -431,7 +433,8 @@ class StylexLoss:
         With augmentation x is the augmented image: what the discriminator sees is what it is penalised on.
         """
         images = self._augmented(batch.images, batch.random).detach().requires_grad_(True)
-        score = self._score(images, self.condition(batch))
+        with second_order():
+            score = self._score(images, self.condition(batch))
         (gradient,) = torch.autograd.grad(score.sum(), images, create_graph=True)
         penalty = gradient.square().sum(dim=(1, 2, 3)).mean()
         batch.statistics["r1"] = penalty.detach()
