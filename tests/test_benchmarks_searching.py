@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import problems
+import training_problems
+from stylex.attfind.search import discover
 from stylex.benchmarks import searching
 from stylex.benchmarks.peers import StudyEvaluation
+from stylex.benchmarks.screening import bench_screened
+from stylex.config import AttFindSettings
 from stylex.hardware import Hardware
 from stylex.stylespace import StyleSpace
 
@@ -39,7 +43,7 @@ def test_rates_are_put_together_from_layers(tiny: Any, monkeypatch: pytest.Monke
         return {name: 0.2 if "prepared" in name else known.get(name, 1.7) for name in works}
 
     monkeypatch.setattr(searching, "interleaved", turns)
-    found = searching.bench_attfind(CPU, sizes=("shipped",), rounds=1)
+    found = searching.bench_attfind(CPU, sizes=("shipped",), rounds=1, screened=False)
     (size,) = found.sizes
     layers = searching._layers(model, space, 8, None)
     assert size.layers == size.layers_in_all == len(layers)
@@ -90,10 +94,25 @@ def test_arithmetic_behind_a_layer_is_less_than_all(tiny: Any) -> None:
 def test_the_real_measurement_runs(tiny: Any) -> None:
     told: list[int] = []
     found = searching.bench_attfind(
-        CPU, sizes=("shipped",), rounds=1, on_progress=lambda done, total: told.append(done)
+        CPU, sizes=("shipped",), rounds=1, screened=False, on_progress=lambda done, total: told.append(done)
     )
     assert told == [1, 2]
     assert all(way.evaluations_per_second > 0 for way in found.sizes[0].paths.values())
+
+
+def test_a_screened_search_is_measured_whole() -> None:
+    model = problems.tiny_model()
+    settings = AttFindSettings(images_per_class=40, count=2)
+    found = discover(model, training_problems.images(120), settings)
+    told: list[int] = []
+    result = bench_screened(model, found, settings, 0, lambda done, total: told.append(done))
+    assert result.images == len(found.styles) > 40
+    assert result.changes == 2 * found.space.size * result.images
+    first = 8 * 2 * 2 * found.space.size  # eight images of either class have everything measured
+    assert first < result.measured <= result.changes
+    assert max(told) == result.images
+    assert result.evaluations_per_second == pytest.approx(result.changes / result.seconds)
+    json.dumps(result.to_json(), allow_nan=False)
 
 
 def test_the_sizes_are_the_published_ones() -> None:

@@ -12,17 +12,24 @@ from torch.utils.flop_counter import flop_registry
 
 KINDS = {
     "convolution, backward": ("convolution_backward",),
-    "convolution, forward": ("mkldnn_convolution", "_convolution", "convolution", "cudnn_convolution"),
+    "convolution, forward": ("mkldnn_convolution", "_convolution", "convolution", "cudnn_convolution",
+                             "mkldnn::_convolution_pointwise"),
     "matrix product": ("mm", "addmm", "bmm"),
     "leaky ReLU": ("leaky_relu", "leaky_relu_backward", "threshold_backward", "clamp_min", "relu"),
     "multiplication": ("mul", "addcmul", "mul_", "div"),
     "sum and addition": ("sum", "add", "add_", "mean", "sub"),
-    "copy and number format": ("copy_", "_to_copy", "clone", "cat", "fill_", "zero_"),
+    "copy and number format": ("copy_", "clone", "cat", "fill_", "zero_"),
     "resampling": ("upsample_bilinear2d", "upsample_bilinear2d_backward", "avg_pool2d", "avg_pool2d_backward",
                    "constant_pad_nd"),
-    "optimiser and average": ("_fused_adam_", "_foreach_lerp_"),
+    "optimiser and average": ("_fused_adam_", "lerp_", "_foreach_lerp_"),
+    "views and memory": ("to", "_to_copy", "empty", "empty_like", "empty_strided", "as_strided", "view",
+                         "reshape", "expand", "transpose", "permute", "select", "slice", "narrow",
+                         "unsqueeze", "detach", "index"),
 }  # fmt: skip
 """Kinds of operation by the names of PyTorch's operators, without "aten::"."""
+
+DIFFERENTIATION = "autograd::engine::", "_Convolution", "_Correlation", "_Fir", "_Energy"
+"""How the names begin of what leads to gradients: PyTorch's own, and the time of our functions in Python."""
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -63,6 +70,8 @@ def shares(work: Callable[[], object]) -> list[Share]:
     times: dict[str, float] = {}
     for event in found.key_averages():
         kind = kinds.get(event.key.removeprefix("aten::"), "other")
+        if event.key.startswith(DIFFERENTIATION):
+            kind = "differentiation itself"
         times[kind] = times.get(kind, 0.0) + event.self_cpu_time_total
     total = sum(times.values())
     ordered = sorted(times.items(), key=lambda entry: -entry[1])

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from stylex.attfind import load_discovery
 from stylex.attfind.batches import choose_batch
 from stylex.attfind.folded import FoldedSynthesis
 from stylex.attfind.sweep import rows_of, sweep_image
 from stylex.benchmarks.machine import Machine, convolution_peak, describe, interleaved
 from stylex.benchmarks.peers import StudyEvaluation, load_peer
+from stylex.benchmarks.screening import ScreenedResult, bench_screened
 from stylex.classifiers import Classifier
 from stylex.classifiers.architectures import build as build_classifier
 from stylex.classifiers.architectures import default_options
@@ -95,6 +97,7 @@ class AttFindBenchmark:
     rounds: int
     convolution_peak_flops: float
     sizes: list[SizeResult]
+    screened: ScreenedResult | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -102,6 +105,7 @@ class AttFindBenchmark:
             "rounds": self.rounds,
             "convolution_peak_tflops": self.convolution_peak_flops / 1e12,
             "sizes": [size.to_json() for size in self.sizes],
+            "screened": None if self.screened is None else self.screened.to_json(),
         }
 
 
@@ -111,6 +115,7 @@ def bench_attfind(
     sizes: tuple[SizeName, ...] = SIZES,
     rounds: int = 3,
     peer: Path | None = None,
+    screened: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AttFindBenchmark:
     """Measure the search on this machine: three ways to the same effects, in turn within a round.
@@ -124,6 +129,7 @@ def bench_attfind(
         sizes: which models; all but the shipped one have random weights.
         rounds: how often each is measured, after one round that is not counted.
         peer: folder of the peer's code (`peers.load_peer`), run beside the study's size.
+        screened: with the shipped model, also search all its discovery images once, screened.
         on_progress: told the rounds done and the rounds in all.
 
     Raises:
@@ -146,14 +152,17 @@ def bench_attfind(
                     module, _classifier(64).eval().requires_grad_(False), 64, 2, hardware.device
                 )
             found.append(_measure(name, hardware, rounds, theirs, peak, told))
-    return AttFindBenchmark(describe(hardware), rounds, max(peak, convolution_peak(hardware)), found)
+    spared = None
+    if screened and "shipped" in sizes:
+        run = Run.open(demo_folder())
+        model = load_model(run, hardware)
+        spared = bench_screened(model, load_discovery(run, model), run.config.attfind, run.config.seed)
+    return AttFindBenchmark(describe(hardware), rounds, max(peak, convolution_peak(hardware)), found, spared)
 
 
 def make_model(name: SizeName, hardware: Hardware) -> tuple[Model, StyleSpace, Tensor]:
     """A model of a size, the ranges of its coordinates, and styles [N, T]."""
     if name == "shipped":
-        from stylex.attfind import load_discovery
-
         run = Run.open(demo_folder())
         model = load_model(run, hardware)
         found = load_discovery(run, model)

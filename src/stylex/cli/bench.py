@@ -138,7 +138,7 @@ def attfind(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """The search: changes measured a second, arithmetic achieved, memory; three ways, and a peer's."""
+    """The search: changes measured a second, arithmetic achieved, memory; four ways, and a peer's."""
     from stylex.benchmarks import bench_attfind
     from stylex.benchmarks.searching import SIZES
 
@@ -172,6 +172,12 @@ def attfind(
         if each.peer_evaluations_per_second is not None and each.speedup is not None:
             peers = each.peer_evaluations_per_second
             lines.append(f"  the peer: {peers:.2f} evaluations/s; the sweep is {each.speedup:.1f} × as fast")
+    if (way := found.screened) is not None:
+        lines.append(
+            f"screened, {way.images} images of the shipped model: {way.seconds:.0f} s, with all that "
+            f"belongs to it, {way.measured / way.changes:.0%} of the changes measured; an exact search would need "
+            f"{way.evaluations_per_second:.0f} evaluations/s to be as fast"
+        )
     result(as_json, found.to_json(), "\n".join(lines))
 
 
