@@ -175,8 +175,8 @@ def attfind(
     if (way := found.screened) is not None:
         lines.append(
             f"screened, {way.images} images of the shipped model: {way.seconds:.0f} s, with all that "
-            f"belongs to it, {way.measured / way.changes:.0%} of the changes measured; an exact search would need "
-            f"{way.evaluations_per_second:.0f} evaluations/s to be as fast"
+            f"belongs to it, {way.measured / way.changes:.0%} of the changes measured; an exact search "
+            f"would need {way.evaluations_per_second:.0f} evaluations/s to be as fast"
         )
     result(as_json, found.to_json(), "\n".join(lines))
 
