@@ -29,11 +29,26 @@ def encoded(model: Model) -> tuple[torch.Tensor, StyleSpace]:
     return styles, StyleSpace.from_styles(model.generator.synthesis.layout, styles)
 
 
-@pytest.fixture(params=[None, True, False], ids=["as measured", "in phases", "with a filter"])
+@pytest.fixture(params=[True, False], ids=["in phases", "with a filter"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way of up-sampling, whatever is faster for a layer."""
-    if request.param is not None:
-        monkeypatch.setattr(folded, "_in_phases", lambda weight, dtype: request.param)
+    monkeypatch.setattr(folded, "_in_phases", lambda weight, dtype: request.param)
+
+
+def test_narrow_layers_in_bf16_are_upsampled_in_phases_where_that_pays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    narrow, wide = (
+        torch.empty(8, folded.PHASED_CHANNELS - 1, 3, 3),
+        torch.empty(8, folded.PHASED_CHANNELS, 3, 3),
+    )
+    monkeypatch.setattr(folded, "has_amx", lambda: True)
+    assert folded._in_phases(narrow, torch.bfloat16)
+    assert not folded._in_phases(wide, torch.bfloat16)
+    assert not folded._in_phases(narrow, torch.float32)
+    assert not folded._in_phases(narrow.to("meta"), torch.bfloat16)
+    monkeypatch.setattr(folded, "has_amx", lambda: False)
+    assert not folded._in_phases(narrow, torch.bfloat16)
 
 
 @pytest.mark.parametrize("recipe", ["fast", "study", "stylegan2"])

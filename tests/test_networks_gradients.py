@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylex.networks import Discriminator, Encoder, Generator, blur, downsample2
+from stylex.networks.convolution import second_order
 
 CHANNELS = {4: 3, 8: 2}
+
+Announced = Callable[[], AbstractContextManager[None]]
 
 
 def in_double(network: nn.Module) -> None:
@@ -80,24 +84,31 @@ def assert_gradient(network: nn.Module, loss: Callable[[], Tensor], step: float 
     assert measured == pytest.approx(slope, rel=1e-4)
 
 
-def test_gradient_of_the_r1_penalty(discriminator: Discriminator) -> None:
+@pytest.mark.parametrize("announced", [nullcontext, second_order])
+def test_gradient_of_the_r1_penalty(discriminator: Discriminator, announced: Announced) -> None:
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
 
     def penalty() -> Tensor:
-        (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
+        with announced():
+            score = discriminator(images).sum()
+        (gradient,) = torch.autograd.grad(score, images, create_graph=True)
         return gradient.square().sum(dim=(1, 2, 3)).mean()
 
     assert_gradient(discriminator, penalty)
 
 
+@pytest.mark.parametrize("announced", [nullcontext, second_order])
 @pytest.mark.parametrize("per_layer", [False, True])
-def test_gradient_of_the_path_length_penalty(generator: Generator, per_layer: bool) -> None:
+def test_gradient_of_the_path_length_penalty(
+    generator: Generator, per_layer: bool, announced: Announced
+) -> None:
     shape = (2, generator.synthesis.w_count, 4) if per_layer else (2, 4)
     latents = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(2, 3, 8, 8, dtype=torch.float64) / 8
 
     def penalty() -> Tensor:
-        image = generator(latents)
+        with announced():
+            image = generator(latents)
         (gradient,) = torch.autograd.grad((image * direction).sum(), latents, create_graph=True)
         lengths = gradient.square().flatten(1).sum(dim=1).sqrt()
         return (lengths - 0.1).square().mean()

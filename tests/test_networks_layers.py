@@ -38,13 +38,16 @@ def test_resampling_keeps_a_flat_image_flat_inside() -> None:
 
 @pytest.mark.parametrize("up", [False, True])
 @pytest.mark.parametrize("noise", [None, "shared", "own"])
-def test_styled_convolution_equals_one_with_a_kernel_for_every_image(up: bool, noise: str | None) -> None:
+@pytest.mark.parametrize("strength", [1.0, 1e-4], ids=["", "so weak that ε shows"])
+def test_styled_convolution_equals_one_with_a_kernel_for_every_image(
+    up: bool, noise: str | None, strength: float
+) -> None:
     side = 10 if up else 5
     layer = StyledConv(3, 4, side, up=up).double()
     torch.nn.init.normal_(layer.bias)
     torch.nn.init.normal_(layer.noise_strength)
     features = torch.randn(5, 3, 5, 5, dtype=torch.float64)
-    style = torch.randn(5, 3, dtype=torch.float64)
+    style = torch.randn(5, 3, dtype=torch.float64) * strength
     maps = {
         None: None,
         "shared": layer.fixed_noise,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import training_problems as problems
+from kernels import LargestKernel
 from stylex.config import Recipe, StepKind
 from stylex.networks import conditional_score
 from stylex.training.loop import Trainer
@@ -442,6 +443,15 @@ def test_gradients_reach_only_the_parts_that_the_phase_trains(
     }
     assert touched == EXPECTED[name, phase, kind]
     assert all(parameter.grad is None for parameter in trainer.classifier.parameters())
+
+
+@pytest.mark.parametrize("phase", ["r1", "path_length"])
+def test_second_gradients_take_no_kernel_as_large_as_an_image(tmp_path: Path, phase: str) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "stylex")
+    found = next(entry for entry in trainer.phases if entry.name == phase)
+    with LargestKernel() as seen:
+        trainer.loss.accumulate_gradients(found, make_batch("encode"))
+    assert seen.side == 4, "the resampling filter's; 3 without it"
 
 
 def test_path_length_takes_the_kinds_in_turn(tmp_path: Path) -> None:

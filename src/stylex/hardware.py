@@ -97,6 +97,22 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores
 
 
+def processor() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first core; nothing where there is no such file."""
+    information = Path("/proc/cpuinfo")
+    lines: dict[str, str] = {}
+    for line in information.read_text().splitlines() if information.exists() else ():
+        key, _, value = line.partition(":")
+        lines.setdefault(key.strip(), value.strip())
+    return lines
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the CPU multiplies matrices of bf16 in units of its own (Intel's AMX)."""
+    return "amx_bf16" in processor().get("flags", "").split()
+
+
 @cache
 def bf16_speedup(rounds: int = 12) -> float:
     """fp32 time over bf16 time of one 3 × 3 convolution on this CPU; takes about 30 ms, 0 without oneDNN.

@@ -8,13 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from stylex.hardware import Hardware
+from stylex.hardware import Hardware, has_amx, processor
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,14 @@ class Machine:
 
 def describe(hardware: Hardware) -> Machine:
     """The machine at hand, as /proc/cpuinfo or the GPU's driver names it."""
-    name, flags = platform.processor() or platform.machine(), ""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        lines: dict[str, str] = {}
-        for line in information.read_text().splitlines():
-            key, _, value = line.partition(":")
-            lines.setdefault(key.strip(), value.strip())
-        name, flags = lines.get("model name", name), lines.get("flags", "")
+    name = processor().get("model name") or platform.processor() or platform.machine()
     device = torch.cuda.get_device_name(hardware.device) if hardware.device.type == "cuda" else name
     return Machine(
         processor=name,
         device=device,
         threads=hardware.threads,
         precision=hardware.precision,
-        amx="amx_bf16" in flags.split(),
+        amx=has_amx(),
         torch=torch.__version__,
         date=datetime.date.today().isoformat(),
     )

@@ -26,7 +26,10 @@ KINDS = {
                          "reshape", "expand", "transpose", "permute", "select", "slice", "narrow",
                          "unsqueeze", "detach", "index"),
 }  # fmt: skip
-"""Kinds of operation by the names of PyTorch's operators, without "aten::"."""
+"""Kinds of operation by the names of PyTorch's operators, without "aten::".
+
+Where a gradient's kernel makes a transposed convolution (`networks.convolution`) it counts as backward.
+"""
 
 DIFFERENTIATION = "autograd::engine::", "_Convolution", "_Correlation", "_Fir", "_Energy"
 """How the names begin of what leads to gradients: PyTorch's own, and the time of our functions in Python."""

@@ -1,12 +1,12 @@
 """Convolutions whose gradients of second order, on CPUs, are the library's own kernels of a gradient.
 
-A convolution is bilinear: in images and weight, and so are its adjoint (the gradient for the images, which is
+A convolution is bilinear, in images and weight, and so are its adjoint (the gradient for the images, which is
 the transposed convolution) and the gradient for the weight. So each one's gradients are the other two, and
 three kernels are all that R1 and path length need. PyTorch's own second-order gradient makes an ordinary
-convolution of it, with the channels as its batch and a kernel as large as the image, which took a fifth of a
-step of the published recipes; and its transposed convolution takes up to three times as long as the kernel of
-the same map as a gradient. Where only first gradients are asked for PyTorch's convolution stays: a function
-in Python costs small layers more than it saves.
+convolution of it, with the channels as its batch and a kernel as large as the image (docs/benchmarks.md says
+what that cost). Here are also two faster ways to first gradients: tiles (`winograd`), and the kernel of a
+gradient for wide transposed convolutions in bf16. Everything else stays PyTorch's unless `second_order`
+announces a second gradient: a function in Python costs small layers more than it saves.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylex.hardware import has_amx
 from stylex.networks import winograd
 
 WIDE_CHANNELS = 128
-"""From here on a transposed convolution in bf16 is faster as the kernel of a gradient (measured)."""
+"""From here on a transposed convolution in bf16 is faster as the kernel of a gradient.
+
+Measured with AMX, 2026-11-28: 128 channels at 8 px 1.0 in place of 2.0 ms, 512 at 32 px 10 in place of 21;
+with 64 both are alike. Without AMX nobody has measured it, and PyTorch's stays.
+"""
 
 _SECOND_ORDER = ContextVar("second_order", default=False)
 
@@ -56,7 +61,7 @@ class _Geometry:
     def adjoint(self, outputs: Tensor, weight: Tensor) -> Tensor:
         if self.by_tiles(outputs, weight):
             return winograd.outputs(outputs, weight, adjoint=True)
-        if self.stride > 1 and not _widely(outputs):
+        if self.stride > 1 and not _gradient_is_faster(outputs):
             rest = [
                 side - (less - 1) * self.stride - weight.shape[-1] + 2 * self.padding
                 for side, less in zip(self.size, outputs.shape[2:], strict=True)
@@ -64,16 +69,14 @@ class _Geometry:
             return F.conv_transpose2d(
                 outputs, weight, stride=self.stride, padding=self.padding, output_padding=rest
             )
-        shape = (len(outputs), weight.shape[1], *self.size)  # of these images nothing else is read
-        images = torch.empty(shape, dtype=outputs.dtype, memory_format=torch.channels_last)
+        images = _blank(outputs, len(outputs), weight.shape[1], *self.size)
         found = self.gradients(outputs, images, weight, [True, False, False])[0]
         assert found is not None
         return found
 
     def correlation(self, images: Tensor, outputs: Tensor, kernel: int) -> Tensor:
         """The weight's gradient [O, C, k, k]."""
-        shape = (outputs.shape[1], images.shape[1], kernel, kernel)
-        weight = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)  # nor of this
+        weight = _blank(images, outputs.shape[1], images.shape[1], kernel, kernel)
         if self.by_tiles(images, weight):
             return winograd.correlation(images, outputs)
         found = self.gradients(outputs, images, weight, [False, True, False])[1]
@@ -97,10 +100,15 @@ class _Geometry:
         return found
 
 
+def _blank(like: Tensor, *shape: int) -> Tensor:
+    """Stands for a tensor of which `convolution_backward` reads shape, number format and layout alone."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def convolve(
     images: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0
 ) -> Tensor:
-    """conv2d, gradients of any order; those of second order are faster where `second_order` announced them.
+    """conv2d, gradients of any order; second ones are faster where `second_order` announced them.
 
     Wide 3 × 3 convolutions in float32 are done by tiles (`networks.winograd`), whose rounding is about four
     times as large as a direct convolution's.
@@ -113,10 +121,11 @@ def convolve(
     Returns:
         [N, O, (H + 2·padding − k) // stride + 1, (W + 2·padding − k) // stride + 1].
     """
-    height, width = images.shape[2:]
-    geometry = _Geometry(stride, padding, (height, width))
-    if _ours(images, weight) and (_SECOND_ORDER.get() or geometry.by_tiles(images, weight)):
-        return _convolution(images, weight, bias, geometry, False)
+    if _ours(images, weight):
+        height, width = images.shape[2:]
+        geometry = _Geometry(stride, padding, (height, width))
+        if _SECOND_ORDER.get() or geometry.by_tiles(images, weight):
+            return _convolution(images, weight, bias, geometry, False)
     return F.conv2d(images, weight, bias, stride=stride, padding=padding)
 
 
@@ -130,16 +139,14 @@ def convolve_transposed(images: Tensor, weight: Tensor) -> Tensor:
     Returns:
         [N, C, 2·H + k − 2, 2·W + k − 2].
     """
-    kernel = weight.shape[-1]
-    height, width = (2 * side + kernel - 2 for side in images.shape[2:])
-    if _ours(images, weight) and (_SECOND_ORDER.get() or _widely(images)):
+    if _ours(images, weight) and (_SECOND_ORDER.get() or _gradient_is_faster(images)):
+        height, width = (2 * side + weight.shape[-1] - 2 for side in images.shape[2:])
         return _convolution(images, weight, None, _Geometry(2, 0, (height, width)), True)
     return F.conv_transpose2d(images, weight, stride=2)
 
 
-def _widely(outputs: Tensor) -> bool:
-    """Whether the kernel of a gradient is the faster transposed convolution."""
-    return outputs.dtype == torch.bfloat16 and outputs.shape[1] >= WIDE_CHANNELS
+def _gradient_is_faster(outputs: Tensor) -> bool:
+    return outputs.dtype == torch.bfloat16 and outputs.shape[1] >= WIDE_CHANNELS and has_amx()
 
 
 def _ours(images: Tensor, weight: Tensor) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylex.networks.convolution import convolve, convolve_transposed
-from stylex.networks.layers import SQRT2, at_least_float32, blur, conv_weight, upsample2
+from stylex.networks.layers import SQRT2, at_least_float32, blur, conv_weight, energy, upsample2
 
 Noise = Literal["fixed", "random", "none"]
 
@@ -50,35 +50,13 @@ class SynthesisState:
         return SynthesisState(self.layer, self.features[indices], image)
 
 
-class _Energy(torch.autograd.Function):
-    """Sums of squares of kernels, with a gradient of one pass over the weights (PyTorch's takes four)."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return weight.square().sum(dim=(2, 3))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (weight,) = ctx.saved_tensors
-        return weight * (2 * gradients[0])[:, :, None, None]
-
-
-def energy(weight: Tensor) -> Tensor:
-    """Σ of squares over a kernel's places: [O, C, k, k] → [O, C]."""
-    if torch.is_grad_enabled() and weight.requires_grad:
-        found: Tensor = _Energy.apply(weight)
-        return found
-    return weight.square().sum(dim=(2, 3))
-
-
 class StyledConv(nn.Module):
     """Modulated 3 × 3 convolution with demodulation, noise, bias and leaky ReLU.
 
     Scales the activations before and after one convolution shared by the batch, which is equal to scaling the
     weights for every image (Karras et al. 2020, equations 1 and 3) and an order of magnitude faster on CPUs.
-    The equalised learning rate's gain on the weights cancels in the demodulation and is left out of both, but
-    for its part in ε: nothing passes over the weights to multiply them.
+    The equalised learning rate's gain on the weights cancels between convolution and demodulation, so neither
+    applies it, and ε is scaled in its place: nothing passes over the weights to multiply them.
     With `up`, a transposed convolution at the low resolution is followed by the FIR filter. The activation's
     √2 is folded into the demodulation, the noise and the bias.
     """
@@ -91,7 +69,7 @@ class StyledConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.register_buffer("fixed_noise", torch.randn(1, 1, resolution, resolution))
-        self.epsilon = 1e-8 * in_channels * 9
+        self.epsilon = 1e-8 * in_channels * 9  # 1e-8 over the square of the gain, 1 / √(9 · in_channels)
         self.resolution = resolution
         self.up = up
 

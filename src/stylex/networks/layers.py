@@ -120,6 +120,28 @@ def conv_weight(out_channels: int, in_channels: int, kernel_size: int) -> nn.Par
     return nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
 
 
+class _Energy(torch.autograd.Function):
+    """Sums of squares of kernels, with a gradient of one pass over the weights (PyTorch's takes four)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return weight.square().sum(dim=(2, 3))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        return weight * (2 * gradients[0])[:, :, None, None]
+
+
+def energy(weight: Tensor) -> Tensor:
+    """Σ of squares over a kernel's places: [O, C, k, k] → [O, C]."""
+    if torch.is_grad_enabled() and weight.requires_grad:
+        found: Tensor = _Energy.apply(weight)
+        return found
+    return weight.square().sum(dim=(2, 3))
+
+
 class EqualLinear(nn.Module):
     """Fully connected layer with equalised learning rate: [N, in_features] → [N, out_features].
 

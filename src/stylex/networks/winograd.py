@@ -72,7 +72,8 @@ def outputs(images: Tensor, weight: Tensor, adjoint: bool = False) -> Tensor:
     count, channels, height, width = images.shape
     transformed, back = _weight_tiles(weight, adjoint), _matrix("output", images)
     features = transformed.shape[2]
-    found = torch.empty(count, features, height, width, dtype=images.dtype, memory_format=torch.channels_last)
+    shape = (count, features, height, width)
+    found = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
     for part in _parts(images.shape, max(channels, features)):
         tiles = back @ torch.bmm(_input_tiles(images[part]), transformed).view(INPUT**2, -1)
         cut = _cut(found[part].permute(0, 2, 3, 1))
