@@ -172,11 +172,11 @@ def attfind(
         if each.peer_evaluations_per_second is not None and each.speedup is not None:
             peers = each.peer_evaluations_per_second
             lines.append(f"  the peer: {peers:.2f} evaluations/s; the sweep is {each.speedup:.1f} × as fast")
-    if (way := found.screened) is not None:
+    if (whole := found.screened) is not None:
         lines.append(
-            f"screened, {way.images} images of the shipped model: {way.seconds:.0f} s, with all that "
-            f"belongs to it, {way.measured / way.changes:.0%} of the changes measured; an exact search "
-            f"would need {way.evaluations_per_second:.0f} evaluations/s to be as fast"
+            f"screened, {whole.images} images of the shipped model: {whole.seconds:.0f} s, with all that "
+            f"belongs to it, {whole.measured / whole.changes:.0%} of the changes measured; an exact search "
+            f"would need {whole.evaluations_per_second:.0f} evaluations/s to be as fast"
         )
     result(as_json, found.to_json(), "\n".join(lines))
 

@@ -151,7 +151,8 @@ def _gradient_is_faster(outputs: Tensor) -> bool:
 
 def _ours(images: Tensor, weight: Tensor) -> bool:
     """On CPUs, where nothing traces or compiles: those know PyTorch's own convolutions."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if traced or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return images.device.type == "cpu" and images.dtype == weight.dtype and images.numel() > 0
 
@@ -174,10 +175,10 @@ class _Convolution(torch.autograd.Function):
         wanted = _wanted(ctx, 3)
         if not (torch.is_grad_enabled() or ctx.adjoint or geometry.by_tiles(images, weight)):
             return (*geometry.gradients(gradient, images, weight, wanted), None, None)  # in one call
-        pair = (gradient, images) if ctx.adjoint else (images, gradient)
+        inner, outer = (gradient, images) if ctx.adjoint else (images, gradient)
         return (
             _convolution(gradient, weight, None, geometry, not ctx.adjoint) if wanted[0] else None,
-            _correlation(*pair, geometry, kernel) if wanted[1] else None,
+            _correlation(inner, outer, geometry, kernel) if wanted[1] else None,
             gradient.sum(dim=(0, 2, 3)) if wanted[2] else None,
             None,
             None,
