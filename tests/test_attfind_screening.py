@@ -218,6 +218,18 @@ def test_more_than_a_hundred_images_are_screened(run: Run) -> None:
     assert search(run, model, pictures(300), settings).settings.sweep == "screened"
 
 
+def test_an_exact_search_that_is_there_is_used(run: Run) -> None:
+    model = problems.tiny_model()
+    automatic = SETTINGS.model_copy(update={"sweep": "auto", "images_per_class": 60})
+    search(run, model, pictures(300), automatic.model_copy(update={"sweep": "exact"}))
+    changes: list[int] = []
+    found = search(run, model, pictures(300), automatic, on_changes=changes.append)
+    assert found.settings.sweep == "exact"
+    assert not changes
+    next((run.path / "effects").glob("*.safetensors")).unlink()
+    assert search(run, model, pictures(300), automatic).settings.sweep == "screened"
+
+
 def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:
     model = problems.tiny_model()
     found = discover(model, pictures(), SETTINGS)

@@ -298,9 +298,9 @@ class AttFindSettings(Settings):
         None, ge=1, description="edited images synthesised at once; null: a probe finds it"
     )
     sweep: Literal["auto", "exact", "screened"] = Field(
-        "exact",
+        "auto",
         description="screened: changes that cannot be selected are measured on some images only; auto: "
-        "that for more than 100 images",
+        "that for more than 100 images, exact for fewer",
     )
     stored: Literal["fp32", "fp16"] = Field(
         "fp32", description="number format of what is measured, as the run keeps it"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,9 +199,13 @@ def search(
     """
     with _threads_kept():
         found = _discovered(run, model, images, settings, world, one_vs_one)
-        asked = _resolved(settings, found.logits, one_vs_one) if world.first else settings
-        settings = world.share(asked)[0]  # the others were not told all that it hangs on
         folder = run.path / "effects"
+        asked = _resolved(settings, found.logits, one_vs_one) if world.first else settings
+        if world.first and settings.sweep == "auto":
+            everything = asked.model_copy(update={"sweep": "exact"})
+            if _measured(folder, _key(model, found, everything), found, everything) is not None:
+                asked = everything  # nothing is left to spare
+        settings = world.share(asked)[0]  # the others were not told all that it hangs on
         key = _key(model, found, settings)
         unstable: npt.NDArray[np.bool_] | None = None
         measured = partial(
@@ -448,16 +453,21 @@ def load_logits(run: Run, model: Model, found: Discovery, settings: AttFindSetti
             f"images only; 'stylex attfind {run.path} --exact' measures all"
         )
     folder = run.path / "effects"
-    recorded = Record(folder).read().get("key")
     for precision in dict.fromkeys((model.hardware.precision, "fp32", "bf16")):
-        key = _key(model, found, settings, precision)
-        if key == recorded:
-            shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
-            if all(shards.file(number).exists() for number in range(len(shards))):
-                return shards
+        shards = _measured(folder, _key(model, found, settings, precision), found, settings)
+        if shards is not None:
+            return shards
     raise RunError(
         f"{run.path}: the effects of its search are not there; 'stylex attfind {run.path}' measures them"
     )
+
+
+def _measured(folder: Path, key: str, found: Discovery, settings: AttFindSettings) -> Shards | None:
+    """The shards of an exact sweep, where it has been done."""
+    if Record(folder).read().get("key") != key:
+        return None
+    shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
+    return shards if all(shards.file(number).exists() for number in range(len(shards))) else None
 
 
 def _key(model: Model, found: Discovery, settings: AttFindSettings, precision: str | None = None) -> str:

@@ -40,7 +40,8 @@ def attfind(
         bool | None,
         typer.Option(
             "--exact/--screened",
-            help="Measure every change on every image, or most changes on some images only.",
+            help="Measure every change on every image, or most changes on some images only; "
+            "default: the second for more than 100 images.",
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Changed images synthesised at once.")] = None,

@@ -135,7 +135,10 @@ class Workshop:
     def searched(
         self, run: Run, settings: AttFindSettings, images: Callable[[Model], SearchSource]
     ) -> Explainer:
-        """A run with its attributes, searched on `images` where that has not been done."""
+        """A run with its attributes, searched on `images` where that has not been done.
+
+        Exactly, as the study did: some of its items compare the effects of all coordinates.
+        """
         try:
             load_findings(run)
             return open_explainer(run, self.hardware)
@@ -143,6 +146,7 @@ class Workshop:
             pass
         self.say(f"searching attributes of {run.path}")
         model = load_model(run, self.hardware)
+        settings = settings.model_copy(update={"sweep": "exact"})
         if self.images_per_class is not None:
             settings = settings.model_copy(update={"images_per_class": self.images_per_class})
         with run.locked():
