@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import documentation
 from stylex.benchmarks.machine import convolution_peak, describe, interleaved
 from stylex.benchmarks.peers import StudyStep, load_peer
-from stylex.benchmarks.profiling import shares
+from stylex.benchmarks.profiling import Share, shares
 from stylex.benchmarks.training import TrainingBenchmark, _mean_step, _Steps
 from stylex.errors import ConfigError
 from stylex.hardware import Hardware
@@ -155,4 +157,6 @@ def test_regularisation_is_shared_out_over_its_interval() -> None:
     found = TrainingBenchmark(describe(CPU), 1, 2.5, 50.0, 30.0, 40.0, 80.0, 2e12, 1e12, [])
     assert found.speedup == 20
     assert found.to_json()["share_of_convolution_peak"] == 0.5
+    timed = replace(found, where_the_time_goes=[Share("convolution, forward", 1.0)])
+    documentation.names_all(timed.to_json(), "bench train")
     assert TrainingBenchmark(describe(CPU), 1, 2.5, None, 1.0, 1.0, 1.0, 1.0, 1.0, []).speedup is None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import documentation
 import problems
 import training_problems
 from stylex.attfind.search import discover
 from stylex.benchmarks import searching
 from stylex.benchmarks.peers import StudyEvaluation
-from stylex.benchmarks.screening import bench_screened
+from stylex.benchmarks.screening import ScreenedResult, bench_screened
 from stylex.config import AttFindSettings
 from stylex.hardware import Hardware
 from stylex.stylespace import StyleSpace
@@ -59,6 +61,8 @@ def test_rates_are_put_together_from_layers(tiny: Any, monkeypatch: pytest.Monke
     assert work["sweep"] < work["batches"] == work["one at a time"]
     assert size.speedup is None
     json.dumps(found.to_json(), allow_nan=False)
+    spared = ScreenedResult(images=2, changes=8, measured=4, seconds=0.5)
+    documentation.names_all(replace(found, screened=spared).to_json(), "bench attfind")
 
 
 def searching_choice(batch_size: int) -> Any:
