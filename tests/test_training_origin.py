@@ -111,7 +111,18 @@ def test_evidence_of_another_classifier_is_found_anew(tmp_path: Path) -> None:
     started = read_origin(run.path)
     config = Request(data="d", classifier="c", origin=started).settings(tmp_path / "new")
     other = problems.classifier(seed=5, class_names=("a", "b", "c"))
-    run = create_run(tmp_path / "new", config, pictures(), other, problems.HARDWARE, started)
+    told: list[tuple[int, int]] = []
+    run = create_run(
+        tmp_path / "new",
+        config,
+        pictures(),
+        other,
+        problems.HARDWARE,
+        started,
+        on_evidence=lambda done, total: told.append((done, total)),
+    )
+    assert told[-1][0] == told[-1][1]
+    assert len(told) > 2
     tensors = read_tensors(run.newest_checkpoint()[2])[0]  # type: ignore[index]
     kept, found = "encoder/hidden.weight", tensors["network/encoder/hidden.weight"]
     assert torch.equal(started.tensors[kept], found)

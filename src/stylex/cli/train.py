@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,8 @@ from stylex.parallel import World
 from stylex.run import Run
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from stylex.data import Dataset
     from stylex.training.loop import TrainingResult
     from stylex.training.setup import Request
@@ -178,7 +181,9 @@ def _train(
     if run is None and world.first:
         student = None if explained.differentiable else _student(explained, dataset, chosen)
         origin = None if request is None else request.origin
-        run = create_run(out, config, dataset, explained, chosen, origin, student)
+        with progress() as display:
+            told = _evidence_told(display)
+            run = create_run(out, config, dataset, explained, chosen, origin, student, told)
     world.wait()  # until the run is there
     run = run or Run.open(out)
     around = explained
@@ -195,6 +200,18 @@ def _train(
         return training.train(
             run, dataset.training, around, chosen, watch=watched, on_progress=view.update, world=world
         )
+
+
+def _evidence_told(display: Progress) -> Callable[[int, int], None]:
+    """Shows how far the search for evidence is, once there is one."""
+    tasks: list[TaskID] = []
+
+    def told(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(display.add_task("finding the classifier's evidence", total=total))
+        display.update(tasks[0], completed=done, total=total)
+
+    return told
 
 
 def _student(explained: Classifier, dataset: Dataset, chosen: Hardware) -> Classifier:

@@ -277,8 +277,12 @@ class Trainer:
                 "the encoder's %d components hold %.2f %% of the variance", encoder.components, 100 * held
             )
 
-    def fit_evidence(self, preparation: Preparation | None = None) -> None:
-        """Find the components of the classifier's evidence, where the recipe's condition is made of them."""
+    def fit_evidence(self, preparation: Callable[[int, int], None] | None = None) -> None:
+        """Find the components of the classifier's evidence, where the recipe's condition is made of them.
+
+        Args:
+            preparation: told how much is done, of how much; may raise Stopped.
+        """
         encoder = self.state.networks.encoder
         if encoder is None or encoder.evidence is None:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,12 @@ def check_fits(origin: Origin, config: RunConfig) -> None:
 
 
 def write_start(
-    run: Run, origin: Origin, images: ImageSet, classifier: Classifier, hardware: Hardware
+    run: Run,
+    origin: Origin,
+    images: ImageSet,
+    classifier: Classifier,
+    hardware: Hardware,
+    on_evidence: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write checkpoint 0 of a run: the origin's averaged weights, fresh optimisers.
 
@@ -84,6 +89,7 @@ def write_start(
         images: the run's training images, or some of them.
         classifier: the new one; its number of classes may differ, see `adopt`.
         hardware: where path lengths are measured.
+        on_evidence: told how much of the search for the classifier's evidence is done, where there is one.
 
     Raises:
         CheckpointError: the networks differ.
@@ -95,7 +101,7 @@ def write_start(
     )
     state = trainer.state
     adopt(state.networks, origin, len(origin.header["class_names"]), sums_to_one=sums_to_one)
-    trainer.fit_evidence()
+    trainer.fit_evidence(on_evidence)
     for name, average in state.averages.items():
         average.load_state_dict(state.networks.parts()[name].state_dict())
     _measure_path_length(trainer, images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,12 @@ def create_run(
     hardware: Hardware,
     origin: Origin | None = None,
     student: Classifier | None = None,
+    on_evidence: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Make the run directory, with the classifier where it can be saved and, with an origin, its weights.
 
     `student` is what training goes around where the classifier gives no gradients; it is saved too.
+    `on_evidence` is told how much of the search for evidence is done, which with an origin comes now.
 
     Raises:
         RunError: the directory holds something else, or cannot be written.
@@ -113,7 +115,7 @@ def create_run(
         if student is not None:
             student.save(run.student_file)
         if origin is not None:
-            write_start(run, origin, data.training, student or classifier, hardware)
+            write_start(run, origin, data.training, student or classifier, hardware, on_evidence)
 
     hashes = {"data": data.fingerprint, "classifier": classifier.fingerprint}
     about = origin.provenance if origin else None
