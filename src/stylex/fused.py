@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylex.networks import winograd
+from stylex.networks import convolution, winograd
 
 
 def convolve(
@@ -40,9 +40,7 @@ def convolve(
         images, weight = images.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if (padding, groups, *weight.shape[2:]) == (1, 1, 3, 3) and winograd.pays(images, weight):
-        found = winograd.outputs(images, weight)
-        if bias is not None:
-            found.add_(bias[:, None, None])
+        found = convolution.convolve(images, weight, bias, padding=1)
         return F.leaky_relu_(found, slope) if slope else F.relu_(found)
     if kind == "cpu" and images.numel() and _offered(images.dtype):
         pads, ones = [padding, padding], [1, 1]

@@ -201,7 +201,7 @@ def search(
         found = _discovered(run, model, images, settings, world, one_vs_one)
         folder = run.path / "effects"
         asked = _resolved(settings, found.logits, one_vs_one) if world.first else settings
-        if world.first and settings.sweep == "auto":
+        if world.first and (settings.sweep, asked.sweep) == ("auto", "screened"):
             everything = asked.model_copy(update={"sweep": "exact"})
             if _measured(folder, _key(model, found, everything), found, everything) is not None:
                 asked = everything  # nothing is left to spare
