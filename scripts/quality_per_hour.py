@@ -30,7 +30,7 @@ import yaml
 from stylex.benchmarks.machine import describe
 from stylex.hardware import choose
 from stylex.run import Run, read_json, write_json
-from stylex.training.loop import total_images
+from stylex.training.schedule import total_images
 
 WIDTHS = ("network.channel_base", "network.channel_max")
 """Given for every row, so that a time budget changes the length of a training and nothing else."""

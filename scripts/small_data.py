@@ -42,8 +42,8 @@ from stylex.hardware import Hardware
 from stylex.model import Model, load_model
 from stylex.run import Run, read_json, read_tensors
 from stylex.training import train, watched_images
-from stylex.training.loop import Progress
 from stylex.training.plan import scale_total
+from stylex.training.progress import Progress
 from stylex.training.stability import HealthRecord
 
 ARMS = ("none", "ada")

@@ -12,7 +12,7 @@ from rich.console import Console
 import training_problems as problems
 from stylex.cli.live import GROUPS, TrainingView, sparkline
 from stylex.run import Run
-from stylex.training.loop import Progress
+from stylex.training.progress import Progress
 
 STATISTICS = {
     "l1": 0.0612,

@@ -63,3 +63,13 @@ def test_what_takes_too_long_is_measured_in_small() -> None:
         limit_s=0.5,
     )
     assert quick.batch_size == 64
+    ticks = iter(range(10_000))
+    between = measure_step(
+        config,
+        problems.images(),
+        problems.classifier(),
+        problems.HARDWARE,
+        clock=lambda: float(next(ticks)),
+        limit_s=60,
+    )
+    assert between.batch_size in (4, 8, 16, 32)

@@ -21,7 +21,7 @@ from stylex.networks.evidence import DEVIATION, MAP_SIZE, Evidence, halvings
 from stylex.run import read_json
 from stylex.training import evidence as fitting
 from stylex.training.evidence import FAIR, EvidenceFit, _decompose, fit_evidence, time_evidence
-from stylex.training.loop import Preparation, Progress
+from stylex.training.progress import Preparation, Progress
 from stylex.training.randomness import StepRandom
 from stylex.training.stopping import StopRequest
 

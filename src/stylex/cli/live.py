@@ -19,7 +19,7 @@ from rich.text import Text
 
 from stylex.cli.output import errors
 from stylex.run import Run
-from stylex.training.loop import Progress
+from stylex.training.progress import Progress
 
 BARS = "▁▂▃▄▅▆▇█"
 HISTORY = 20

@@ -26,8 +26,9 @@ from stylex.hardware import (
 from stylex.networks import build
 from stylex.run import Run
 from stylex.training.evidence import MOST_IMAGES, time_evidence
-from stylex.training.loop import Trainer, evidence_kimg, parameter_count, total_images
+from stylex.training.loop import Trainer, parameter_count
 from stylex.training.losses import Phase, phases
+from stylex.training.schedule import evidence_kimg, total_images
 
 SAFE_SHARE = 0.8
 """Share of the available memory that a training may fill."""
@@ -146,9 +147,9 @@ def measure_step(
 ) -> StepCost:
     """Time real training steps and measure their memory; nothing is written.
 
-    A step with a batch of two images comes first: where it foretells that the full batch does not fit the
-    memory, or takes longer than the limit, its own figures are given and taken as proportional to the batch;
-    likewise, with `failed_batch` set, where the full batch runs out of memory.
+    A step with a batch of two images comes first. Where it foretells that the full batch does not fit the
+    memory, or takes longer than the limit, half of it is tried, and half of that; likewise where a batch
+    runs out of memory, with `failed_batch` set. Figures are of the largest batch that was timed.
 
     Args:
         config: the settings; the run that they would make is not touched.
@@ -186,15 +187,29 @@ def _measure_batches(
     cost = _measure(few, images, classifier, hardware, limit_s / 5, clock)
     size = measure_size(config.recipe, config.resolution, classifier.classes)
     free = available_memory(hardware.device)
-    # What the process holds already is not in the free memory any more.
-    fits = free is None or cost.peak_bytes(size, full) - cost.base_bytes < SAFE_SHARE * free
-    left = limit_s - (clock() - begin)
-    if not fits or cost.round_seconds * full / cost.batch_size > left:
-        return cost
-    try:
-        return _measure(_with_batch(config, full), images, classifier, hardware, left, clock)
-    except OutOfMemory:
-        return replace(cost, failed_batch=full)
+    failed = None
+    for batch in _halves(full):
+        # What the process holds already is not in the free memory any more.
+        fits = free is None or cost.peak_bytes(size, batch) - cost.base_bytes < SAFE_SHARE * free
+        left = limit_s - (clock() - begin)
+        if not fits or cost.round_seconds * batch / cost.batch_size > left:
+            continue
+        try:
+            found = _measure(_with_batch(config, batch), images, classifier, hardware, left, clock)
+        except OutOfMemory:
+            failed = batch
+        else:
+            return replace(found, failed_batch=failed)
+    return replace(cost, failed_batch=failed)
+
+
+def _halves(batch: int) -> list[int]:
+    """The batch and its halves, those of more than two images.
+
+    >>> _halves(24)
+    [24, 12, 6, 3]
+    """
+    return [] if batch <= 2 else [batch, *_halves(batch // 2)]
 
 
 def _with_batch(config: RunConfig, batch_size: int) -> RunConfig:

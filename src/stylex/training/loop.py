@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from stylex.classifiers import Classifier
-from stylex.config import Recipe
 from stylex.data import ImageSet
 from stylex.errors import DataError, RunError, Stopped
 from stylex.hardware import Hardware, place
 from stylex.networks import build
 from stylex.parallel import ALONE, World, check_shares
 from stylex.perceptual import load_perceptual
-from stylex.run import Run, checksum, remove_partial_files, write_json
+from stylex.run import Run, checksum, remove_partial_files
 from stylex.training.checkpoint import (
     TrainingState,
     check_same_run,
@@ -35,37 +33,18 @@ from stylex.training.checkpoint import (
     save_model,
 )
 from stylex.training.components import fit_components
-from stylex.training.evidence import FAIR, fit_evidence
 from stylex.training.graphs import Program, Programs, RecordingError, can_record
 from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
+from stylex.training.preparation import prepare_evidence
+from stylex.training.progress import Preparation, Progress
 from stylex.training.randomness import DataOrder, StepRandom
+from stylex.training.schedule import ema_decay, rate_share, total_images, updates
 from stylex.training.stability import Stability, Trouble
 from stylex.training.stopping import StopRequest, stop_requests
 from stylex.training.watching import WATCHED, MetricsLog, RecentStatistics, save_samples
 
 log = logging.getLogger("stylex")
-
-BEAT_SECONDS = 60.0
-"""Between two signs of life while one process works and the others wait."""
-
-PREPARING_STOPPED = "stopped before the first step; the same command begins again"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands, for displays.
-
-    Before the first step, while the classifier's evidence is looked for, `prepared` is how much of that is
-    done, and the seconds are left of it.
-    """
-
-    images: int
-    total_images: int
-    images_per_second: float
-    seconds_left: float
-    statistics: dict[str, float]
-    prepared: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,28 +107,6 @@ def train(
         with stop_requests() as stop:
             trainer.resume(found, Preparation(stop, trainer.total_images, on_progress))
             return trainer.run_to_end(on_progress, stop)
-
-
-class Preparation:
-    """What is asked for and told while evidence is looked for, before the first step."""
-
-    def __init__(
-        self, stop: StopRequest, total_images: int, on_progress: Callable[[Progress], None] | None = None
-    ) -> None:
-        self._stop, self._total_images, self._on_progress = stop, total_images, on_progress
-        self._begin = time.perf_counter()
-        self._said: float | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        """Raises Stopped where somebody asked for it; tells how far things are, once a second at most."""
-        if self._stop.asked():
-            raise Stopped(PREPARING_STOPPED)
-        now = time.perf_counter()
-        if self._on_progress is None or (self._said is not None and now - self._said < 1 and done < total):
-            return
-        self._said = now
-        seconds = (now - self._begin) * (total - done) / max(1, done)
-        self._on_progress(Progress(0, self._total_images, 0.0, seconds, {}, prepared=done / total))
 
 
 class Trainer:
@@ -270,63 +227,25 @@ class Trainer:
         held = fit_components(
             encoder, self.images, settings.encoder_components_deviation, self.run.config.seed
         )
-        average = self.state.averages["encoder"]
-        average.load_state_dict(encoder.state_dict())
+        self.state.averages["encoder"].load_state_dict(encoder.state_dict())
         if self.world.first:
             log.info(
                 "the encoder's %d components hold %.2f %% of the variance", encoder.components, 100 * held
             )
 
-    def fit_evidence(self, preparation: Callable[[int, int], None] | None = None) -> None:
+    def fit_evidence(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Find the components of the classifier's evidence, where the recipe's condition is made of them.
 
         Args:
-            preparation: told how much is done, of how much; may raise Stopped.
+            on_progress: told how much is done, of how much; may raise Stopped.
         """
         encoder = self.state.networks.encoder
         if encoder is None or encoder.evidence is None:
             return
-        evidence = encoder.evidence
-        seed, kimg = self.run.config.seed, evidence_kimg(self.recipe)
-        fit, stopped = None, False
-        beaten = time.monotonic()
-
-        def beat(done: int, total: int) -> None:
-            """Those who wait must hear of the first from time to time, or they take it for dead."""
-            nonlocal beaten
-            if preparation is not None:
-                preparation(done, total)
-            if time.monotonic() - beaten > BEAT_SECONDS:
-                beaten = time.monotonic()
-                self.world.any(False)
-
-        if self.world.first:  # it is small, and the devices' convolutions may differ in the last digits
-            try:
-                fit = fit_evidence(
-                    evidence,
-                    self.images,
-                    self.classifier,
-                    self.hardware,
-                    seed,
-                    kimg,
-                    on_progress=beat,
-                )
-            except Stopped:
-                stopped = True
-            self.world.any(True)
-        else:
-            while not self.world.any(False):
-                pass
-        if self.world.any(stopped):
-            raise Stopped(PREPARING_STOPPED)
-        if self.world.size > 1:
-            own = {key: value.cpu() for key, value in evidence.state_dict().items()}
-            evidence.load_state_dict(self.world.share(own if self.world.first else {})[0])
-        average = self.state.averages["encoder"]
-        average.load_state_dict(encoder.state_dict())
-        if fit is not None:
-            write_json(self.run.evidence_file, fit.to_json())
-            log.log(logging.WARNING if fit.accounted < FAIR else logging.INFO, "%s", fit)
+        prepare_evidence(
+            encoder.evidence, self.images, self.classifier, self.hardware, self.run, self.world, on_progress
+        )
+        self.state.averages["encoder"].load_state_dict(encoder.state_dict())
 
     def _check_same_start(self) -> None:
         """All processes hold the same numbers, or would drift apart: averaged gradients go to each."""
@@ -539,39 +458,6 @@ class Trainer:
 def images_fingerprint(images: ImageSet) -> str:
     """Of the names in their order, on which the order of the data hangs."""
     return hashlib.sha256("\0".join(images.names).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def total_images(recipe: Recipe) -> int:
-    """Training images after which a recipe ends."""
-    return int(recipe.training.total_kimg * 1000)
-
-
-def evidence_kimg(recipe: Recipe) -> float:
-    """Thousand images that the evidence's student learns from: no more than the networks see after it."""
-    return min(recipe.training.evidence_kimg, recipe.training.total_kimg)
-
-
-def updates(due: list[Phase], lazy_adam: bool) -> list[list[Phase]]:
-    """Which phases make an optimiser step together: each its own, or all that share an optimiser."""
-    if lazy_adam:
-        return [[phase] for phase in due]
-    return [list(joined) for _, joined in groupby(due, key=lambda phase: phase.optimiser)]
-
-
-def rate_share(recipe: Recipe, images: int) -> float:
-    """Learning rate now as a share of the full one: 1, then linear to its final share over the last fifth."""
-    final = recipe.training.final_learning_rate_share
-    left = max(0.0, 1.0 - images / total_images(recipe))
-    return 1.0 if left >= 0.2 else final + (1.0 - final) * left / 0.2
-
-
-def ema_decay(recipe: Recipe, images: int, images_per_step: int) -> float:
-    """Decay of the weight averages for a step: half-life in images, shorter at the start (`ema_rampup`)."""
-    settings = recipe.training
-    halflife = settings.ema_halflife_kimg * 1000
-    if settings.ema_rampup is not None:
-        halflife = min(halflife, images * settings.ema_rampup)
-    return float(0.5 ** (images_per_step / max(halflife, 1e-8)))
 
 
 def parameter_count(module: nn.Module) -> int:
