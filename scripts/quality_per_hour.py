@@ -78,7 +78,7 @@ def commands(row: Row, given: argparse.Namespace, folder: Path) -> dict[str, lis
     train = [
         "train",
         "--data",
-        str(given.data),
+        given.data,
         "--classifier",
         str(given.classifier),
         "--recipe",
@@ -90,8 +90,8 @@ def commands(row: Row, given: argparse.Namespace, folder: Path) -> dict[str, lis
         train += ["--set", assignment]
     search = ["attfind", str(folder), "--images", str(given.images)]
     measure = ["evaluate", str(folder), "--judge", str(given.judge), "--quality"]
-    measure += [] if given.test is None else ["--data", str(given.test)]
-    if row.recipe != "stylegan2":  # no encoder, so nothing is reconstructed
+    measure += [] if given.test is None else ["--data", given.test]
+    if given.factors is not None and row.recipe != "stylegan2":  # which reconstructs nothing
         measure += ["--factors", str(given.factors), "--truth"]
     return {
         "model.safetensors": [*stylex, *train, *common],
@@ -139,12 +139,16 @@ def figures(folder: Path) -> dict[str, Any]:
         "flips_3": _flips(found, "AttFind", 3),
         "flips_10": _flips(found, "AttFind", 10),
         "confirmed_10": _flips(found, "AttFind", 10, "confirmed"),
+        "wu_10": _flips(found, "Wu et al.", 10),
         "random_10": _flips(found, "random", 10),
         "factors": factors,
         "worst_factor": worst,
         "purity": _of_truth(truth, "purity"),
         "correlation": _of_truth(truth, "correlation"),
         "recall_3": None if not truth else _each(truth, lambda e: _at(e["recall_of_factors"], 3)),
+        "recall_distinct_3": None
+        if not truth  # or measured before attributes were compared
+        else _each(truth, lambda e: _at(e.get("recall_distinct", []), 3)),
     }
 
 
@@ -184,9 +188,12 @@ COLUMNS = {
     "flips, k = 3": ("flips_3", ".2f"),
     "k = 10": ("flips_10", ".2f"),
     "confirmed": ("confirmed_10", ".2f"),
+    "Wu et al.": ("wu_10", ".2f"),
     "random": ("random_10", ".2f"),
     "purity": ("purity", ".2f"),
+    "correlation": ("correlation", ".2f"),
     "recall@3": ("recall_3", ".2f"),
+    "distinct": ("recall_distinct_3", ".2f"),
 }
 
 
@@ -230,11 +237,11 @@ def work(row: Row, given: argparse.Namespace, cores: set[int]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--test", type=Path, help="measure on the test images of this source instead")
+    parser.add_argument("--data", required=True, help="as for stylex train")
+    parser.add_argument("--test", help="measure on the test images of this source instead")
     parser.add_argument("--classifier", type=Path, required=True)
     parser.add_argument("--judge", type=Path, required=True)
-    parser.add_argument("--factors", type=Path, required=True)
+    parser.add_argument("--factors", type=Path, help="a detector of the avatars' factors, for what is true")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--only", default="", help="names of rows, separated by commas")

@@ -59,6 +59,77 @@ def check_page(page: Any) -> None:
     assert page.evaluate(unlabelled) == 0, page.url
 
 
+def tab_to(page: Any, name: str, key: str = "Tab") -> None:
+    """Press Tab until something of that id, name or class, or with these words, has the focus."""
+    for _ in range(60):
+        page.keyboard.press(key)
+        if name in page.evaluate(CALLED):
+            return
+    raise AssertionError(f"{key} leads to no {name}")
+
+
+def check_focus(page: Any) -> None:
+    """Tab leads to everything that can be used, and draws a line around what it leads to.
+
+    From the top of a page that was just loaded.
+    """
+    page.evaluate(FOCUS)
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        found = page.evaluate("window.reached()")
+        if found is None:
+            break
+        assert found["marked"], (page.url, found["what"])
+    assert page.evaluate("window.missed()") == [], page.url
+
+
+CALLED = """(({ id, name, className, textContent }) => [id, name, className, textContent.trim()])(
+  document.activeElement
+)"""
+
+FOCUS = """() => {
+  const look = (found) => {
+    const { outlineStyle, outlineWidth, outlineColor, boxShadow } = getComputedStyle(found);
+    const clear = outlineStyle === "none" || /^rgba.* 0\\)$/.test(outlineColor);
+    const drawn = !clear && parseFloat(outlineWidth) >= 2;
+    return { outline: drawn ? [outlineStyle, outlineWidth, outlineColor].join(" ") : "", boxShadow };
+  };
+  const whole = (found) => {
+    const { outlineOffset, outlineWidth } = getComputedStyle(found), box = found.getBoundingClientRect();
+    const reach = parseFloat(outlineOffset) + parseFloat(outlineWidth) - 1;
+    for (let around = found.parentElement; around; around = around.parentElement) {
+      if (getComputedStyle(around).overflow === "visible") continue;
+      const edge = around.getBoundingClientRect();
+      if (box.left - reach < edge.left || box.right + reach > edge.right) return false;
+      if (box.top - reach < edge.top || box.bottom + reach > edge.bottom) return false;
+    }
+    return true;
+  };
+  const before = new Map([...document.querySelectorAll("*")].map((found) => [found, look(found)]));
+  const marked = (found) => {
+    const now = look(found), then = before.get(found);
+    if (now.boxShadow !== "none" && now.boxShadow !== then.boxShadow) return true;
+    return now.outline !== "" && now.outline !== then.outline && whole(found);
+  };
+  const seen = new Set();
+  window.reached = () => {
+    const at = document.activeElement;
+    if (at === document.body || seen.has(at)) return null;
+    seen.add(at);
+    const drawn = [at, at.parentElement, ...(at.labels || [])].some(marked);
+    return { what: at.outerHTML.slice(0, 120), marked: drawn };
+  };
+  const usable = "a[href], button:enabled, input:enabled:not([type=hidden]), summary, [tabindex='0']";
+  window.missed = () => [...document.querySelectorAll(usable)].filter((found) => {
+    const group = found.type === "radio" ? [...document.getElementsByName(found.name)] : [found];
+    return found.checkVisibility({ visibilityProperty: true }) && !group.some((one) => seen.has(one));
+  }).map((found) => found.outerHTML.slice(0, 120));
+}"""
+"""Compares every element's outline and shadow with those it had unfocused: its own, its label's, its frame's.
+
+An outline counts that is 2 pixels wide and that nothing around cuts off.
+"""
+
 CONTRAST = """() => {
   const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
   const light = ([r, g, b]) => [r, g, b].map((value) => {

@@ -41,18 +41,24 @@ def small_network(classes: int = 2, channels: int = 3, seed: int = 0) -> nn.Modu
     return network
 
 
-def save_torchscript(network: nn.Module, path: Path, *, channels: int = 3, batch: int = 2) -> Path:
+def save_torchscript(
+    network: nn.Module, path: Path, *, channels: int = 3, batch: int = 2, about: str | None = None
+) -> Path:
+    """A TorchScript file; `about` is the text of the stylex.json within."""
+    extra = None if about is None else {"stylex.json": about}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, torch.zeros(batch, channels, SIZE, SIZE))
-        torch.jit.save(traced, str(path))
+        torch.jit.save(traced, str(path), _extra_files=extra)
     return path
 
 
-def save_exported(network: nn.Module, path: Path, *, dynamic: bool = True) -> Path:
+def save_exported(network: nn.Module, path: Path, *, dynamic: bool = True, about: str | None = None) -> Path:
+    """A program of torch.export; `about` is the text of the stylex.json within."""
     sizes = ({0: torch.export.Dim("n")},) if dynamic else None
     program = torch.export.export(network, (torch.zeros(2, 3, SIZE, SIZE),), dynamic_shapes=sizes)
-    torch.export.save(program, str(path))
+    extra = None if about is None else {"stylex.json": about}
+    torch.export.save(program, str(path), extra_files=extra)
     return path
 
 

@@ -98,6 +98,7 @@ def report_content() -> ReportContent:
         ),
         reconstruction_figures={"figure-label": "figure-value"},
         quality_tables=(Table("table-title", ("column-1", "column-2"), (("row-name", "row-value"),)),),
+        pair_tables=(Table("pair-title", ("pair-column-1", "pair-column-2"), (("pair-row", "pair-cell"),)),),
         targets=(target_section(0, "class-young"), target_section(1, "class-old")),
         coordinates=54321,
         effect_on="log-odds",

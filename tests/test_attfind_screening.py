@@ -16,13 +16,21 @@ from stylex.attfind import load_discovery, load_findings, screened_sweep, screen
 from stylex.attfind.attributes import select
 from stylex.attfind.effects import log_odds_effects
 from stylex.attfind.screened_sweep import screening_notes as notes_of
-from stylex.attfind.screening import FIRST_IMAGES, GROWTH, Resampled, first_order_effects, stages, survivors
+from stylex.attfind.screening import (
+    FIRST_IMAGES,
+    GROWTH,
+    Resampled,
+    Stages,
+    first_order_effects,
+    stages,
+    survivors,
+)
 from stylex.attfind.search import discover, load_logits
 from stylex.attfind.shards import ScreenedShards
 from stylex.attfind.sweep import sweep
 from stylex.data.images import ImageSet
 from stylex.errors import DataError, RunError
-from stylex.run import Run
+from stylex.run import Run, read_tensors
 
 SETTINGS = problems.everything(images_per_class=40, sweep="screened", batch_size=8)
 """80 images: 16 in the first stage, 64 in the second."""
@@ -82,12 +90,19 @@ def test_resampled_selections_are_those_of_repeated_images(method: Any) -> None:
     effects = (random.normal(0, 0.4, (30, 2, 25, 1)) + random.normal(0, 0.3, (1, 2, 25, 1))).astype(
         np.float32
     )
-    resampled = Resampled(effects[..., 0], settings)
+    coordinates = np.tile(np.arange(25), 2)
+    resampled = Resampled(effects[..., 0].reshape(30, 50), coordinates, settings)
     for _ in range(40):
         drawn = random.integers(0, 30, 30)
         repeated = effects[drawn]
         expected = [each for _, each in select(repeated, 0, settings, np.ones(30, bool), None)]
-        assert resampled.select(np.bincount(drawn, minlength=30).astype(float), 9) == expected
+        picked = resampled.select(np.bincount(drawn, minlength=30).astype(float), 9)
+        assert resampled.coordinates(picked) == expected
+        # What it picks is all that bears on the selection: nothing else need be measured.
+        alone = np.zeros_like(repeated).reshape(30, 50)
+        alone[:, picked] = repeated.reshape(30, 50)[:, picked]
+        again = select(alone.reshape(repeated.shape), 0, settings, np.ones(30, bool), None)
+        assert [each for _, each in again] == expected
 
 
 def test_what_all_images_select_is_among_what_few_leave_open() -> None:
@@ -95,23 +110,26 @@ def test_what_all_images_select_is_among_what_few_leave_open() -> None:
     before = two_logits(400)
     effects = made_effects(400, 300, 0)
     few = list(stages(before, "softmax", 0).images(0))
-    left, sure = survivors(effects[few], before[few], np.ones(16, bool), settings, "softmax", 0)
+    changes = np.tile(np.arange(300), 2)
+    flat = effects.reshape(400, 600, 2)
+    kept, sure = survivors(flat[few], changes, before[few], np.ones(16, bool), settings, "softmax", 0)
     assert sure >= 0.99
-    assert left.sum() < 50
+    assert kept.sum() < 60
+    left = kept.reshape(2, 300)
     for target in (0, 1):
         images = before.argmax(axis=1) != target
         chosen = select(effects, target, settings, images, None)
         assert len(chosen) == 8
-        assert all(left[coordinate] for _, coordinate in chosen)
+        assert all(left[change] for change in chosen)
 
 
 def test_nothing_is_given_up_for_a_target_without_images() -> None:
     before = two_logits(16, 0.0)  # all of class 1: nobody to send there
-    effects = made_effects(16, 90, 0)
-    left, sure = survivors(effects, before, np.ones(16, bool), SETTINGS, "softmax", 0)
+    effects, changes = made_effects(16, 90, 0).reshape(16, 180, 2), np.tile(np.arange(90), 2)
+    left, sure = survivors(effects, changes, before, np.ones(16, bool), SETTINGS, "softmax", 0)
     assert left.all()
     assert sure == 0
-    left, sure = survivors(effects, two_logits(16), np.zeros(16, bool), SETTINGS, "softmax", 0)
+    left, sure = survivors(effects, changes, two_logits(16), np.zeros(16, bool), SETTINGS, "softmax", 0)
     assert left.all()
     assert sure == 0
 
@@ -126,7 +144,7 @@ def test_first_order_effects_of_a_linear_model_are_its_effects() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_first_order_effects_say_what_is_strong_and_which_images_are_unstable(
+def test_first_order_effects_say_what_is_likely_and_which_images_are_unstable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = problems.tiny_model()
@@ -134,18 +152,23 @@ def test_first_order_effects_say_what_is_strong_and_which_images_are_unstable(
     size = found.space.size
     effects = np.full((len(found.names), 2, size, 2), 1e-3, np.float32)
     effects[:, 0, 3, :] = 0.5  # strong on all
-    effects[5:8, 1, 11, :] = 0.9  # strong on three
-    effects[9, 0, 20, :] = 0.9  # strong on one
+    for target in (0, 1):
+        members = np.flatnonzero((found.logits.argmax(dim=1).numpy() == target) & (np.arange(80) != 30))
+        effects[members[:3], 1, 11, :] = 0.9  # strong on three
+        effects[members[3], 0, 20, :] = 0.9  # strong on one
     effects[30] = 9.0  # by everything
     rest = iter(range(0, len(effects), 8))
     monkeypatch.setattr(
         screening, "first_order_effects", lambda *_: effects[(first := next(rest)) : first + 8]
     )
     monkeypatch.setattr(screening, "STRONGEST", 1)
+    monkeypatch.setattr(screening, "LIKELY_LEAST", 3)
+    monkeypatch.setattr(screening, "LIKELY_SHARE", 0.0)
     settings = SETTINGS.model_copy(update={"unstable_threshold": 2.0})
     told = screening.first_order(model, found.space, found.styles, found.logits.numpy(), settings, "softmax")
     assert told is not None
-    assert np.flatnonzero(told.strongest).tolist() == [3, 11]
+    assert np.argwhere(told.strongest).tolist() == [[0, 3], [1, 11]]
+    assert np.argwhere(told.likely).tolist() == [[0, 3], [0, 20], [1, 11]]
     assert told.unstable is not None
     assert np.flatnonzero(told.unstable).tolist() == [30]
 
@@ -158,7 +181,10 @@ def test_without_gradients_there_are_no_first_order_effects() -> None:
     assert screening.first_order(model, found.space, found.styles, before, SETTINGS, "softmax") is None
 
 
-def test_the_same_attributes_from_less_work(run: Run, tmp_path: Path) -> None:
+def test_the_same_attributes_from_less_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screening, "LIKELY_LEAST", 30)  # of 80 changes
     model = problems.tiny_model()
     whole_run = training_problems.make_run(tmp_path / "whole", "fast")
     whole = search(whole_run, model, pictures(), SETTINGS.model_copy(update={"sweep": "exact"}))
@@ -169,9 +195,13 @@ def test_the_same_attributes_from_less_work(run: Run, tmp_path: Path) -> None:
         for one, other in zip(found[:10], exact[:10], strict=True):
             assert one.effect == pytest.approx(other.effect, abs=1e-4)
             assert one.images == other.images
+    assert screened.merged[:10] == whole.merged[:10]
     notes = notes_of(run)
-    assert [note["images"] for note in notes] == [16, 64]
-    assert notes[1]["changes_left"] <= notes[0]["changes_left"] < 2 * whole.coordinates
+    assert [(note["images"], note["first_order"]) for note in notes] == [(80, True), (16, False), (64, False)]
+    left = [note["changes_left"] for note in notes]
+    assert left == sorted(left, reverse=True)
+    assert left[0] < 2 * whole.coordinates
+    assert [note["sure"] is None for note in notes] == [True, False, False]
     assert load_findings(run) == screened
 
 
@@ -243,10 +273,10 @@ def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:
         shards.write(number, logits[list(shards.images(number))])
     images, after = shards.measured(0)
     assert images == list(plan.images(0))
-    np.testing.assert_allclose(after, logits[images].numpy(), atol=2e-3)
+    np.testing.assert_allclose(after, logits[images].flatten(1, 2).numpy(), atol=2e-3)
     assert open_.all()
     left = np.zeros_like(open_)
-    left[:, [1, 4]] = True
+    left[0, [1, 4]] = left[1, 6] = True
     shards.open_changes(1, left)
     assert shards.missing(shards.numbers(1)) == shards.numbers(1)
     for number in shards.numbers(1):
@@ -254,7 +284,7 @@ def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:
     assert shards.missing(shards.numbers(0) + shards.numbers(1)) == []
     images, after = shards.measured(1)
     assert images == list(plan.order[:64])
-    np.testing.assert_allclose(after, logits[images][:, :, [1, 4]].numpy(), atol=2e-3)
+    np.testing.assert_allclose(after, logits[images][:, left].numpy(), atol=2e-3)
     shards.open_changes(2, left)
     for number in shards.numbers(2):
         shards.write(number, logits[list(shards.images(number))])
@@ -262,6 +292,19 @@ def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:
     closed = np.broadcast_to(found.logits.numpy()[:, None, None], everything.shape)
     np.testing.assert_allclose(everything[:, left], logits.numpy()[:, left], atol=2e-3)
     np.testing.assert_array_equal(everything[:, ~left], closed[:, ~left])
+    # More changes, measured on all images beside the stages, show too.
+    whole = Stages(tuple(range(len(logits))), (len(logits),))
+    shards.more = ScreenedShards(
+        tmp_path, "k", found.logits, found.space.size, "fp16", whole, name="opposite"
+    )
+    opposite = np.zeros_like(left)
+    opposite[1, 4] = True
+    shards.more.open_changes(0, opposite)
+    for number in range(len(shards.more)):
+        shards.more.write(number, logits[list(shards.more.images(number))])
+    both = shards[0 : len(found.logits)]
+    np.testing.assert_allclose(both[:, left | opposite], logits.numpy()[:, left | opposite], atol=2e-3)
+    np.testing.assert_array_equal(both[:, ~(left | opposite)], closed[:, ~(left | opposite)])
     # Another choice of changes is another content: nothing of it is there.
     left[:, 4] = False
     shards.open_changes(1, left)
@@ -286,14 +329,41 @@ def test_what_was_judged_is_kept_and_what_is_damaged_is_measured_again(
 def test_a_rare_cause_is_protected_to_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What first-order effects bring back may be weak on the images of every stage but the last."""
     model = problems.tiny_model()
-    protected = np.zeros(discover(model, pictures(), SETTINGS).space.size, bool)
-    protected[17] = True
-    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: screening.FirstOrder(protected, None))
-    nothing = lambda effects, *_: (np.zeros(effects.shape[2], bool), 1.0)  # noqa: E731
+    protected = np.zeros((2, discover(model, pictures(), SETTINGS).space.size), bool)
+    protected[:, 17] = True
+    told = screening.FirstOrder(np.ones_like(protected), protected, None)
+    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: told)
+    nothing = lambda effects, *_: (np.zeros(effects.shape[1], bool), 1.0)  # noqa: E731
     monkeypatch.setattr(screened_sweep, "survivors", nothing)
     found = search(run, model, pictures(), SETTINGS)
     assert {entry.coordinate for entries in found.attributes.values() for entry in entries} == {17}
-    assert [note["changes_left"] for note in notes_of(run)] == [2, 2]
+    assert [note["changes_left"] for note in notes_of(run)] == [protected.size, 2, 2]
+
+
+def test_only_what_is_likely_is_measured_and_the_other_ends_that_the_merged_list_needs(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = problems.tiny_model()
+    likely = np.zeros((2, discover(model, pictures(), SETTINGS).space.size), bool)
+    likely[0, 3] = likely[1, 8] = True
+    told = screening.FirstOrder(likely, np.zeros_like(likely), None)
+    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: told)
+    found = search(run, model, pictures(), SETTINGS)
+    chosen = {entry.change for entries in found.attributes.values() for entry in entries}
+    assert chosen <= {(0, 3), (1, 3), (0, 8), (1, 8)}
+    assert chosen & {(0, 3), (1, 8)}
+    held = {file.name: read_tensors(file)[0]["logits"].shape for file in (run.path / "effects").glob("*-0-*")}
+    first = [shape for name, shape in held.items() if name.startswith("stage-0-")]
+    assert first == [(4, 2, 2)] * 4
+    opposite = [shape for name, shape in held.items() if name.startswith("opposite-0-")]
+    assert opposite == [(4, len({coordinate for _, coordinate in chosen}), 2)] * 20
+
+
+def test_without_gradients_everything_is_measured_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = problems.tiny_model()
+    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: None)
+    search(run, model, pictures(), SETTINGS)
+    assert [(note["images"], note["first_order"]) for note in notes_of(run)] == [(16, False), (64, False)]
 
 
 def test_unstable_images_are_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +373,8 @@ def test_unstable_images_are_left_out(run: Run, monkeypatch: pytest.MonkeyPatch)
     last = list(stages(before, "softmax", run.config.seed).images(2))
     unstable = np.zeros(80, bool)
     unstable[last[:5]] = True
-    none = np.zeros(discover(model, pictures(), SETTINGS).space.size, bool)
-    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: screening.FirstOrder(none, unstable))
+    none = np.zeros((2, discover(model, pictures(), SETTINGS).space.size), bool)
+    told = screening.FirstOrder(~none, none, unstable)
+    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: told)
     settings = SETTINGS.model_copy(update={"unstable_threshold": 1e6})
     assert search(run, model, pictures(), settings).unstable == 5

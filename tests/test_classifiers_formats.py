@@ -133,6 +133,81 @@ def test_sizes_that_are_arithmetic_pass(tmp_path: Path) -> None:
     _check_sizes(file)
 
 
+# -- what graphs say of themselves ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [("m.pt", classifier_sources.save_torchscript), ("m.pt2", classifier_sources.save_exported)],
+)
+def test_a_graph_says_itself_what_it_takes(name: str, save: Any, tmp_path: Path) -> None:
+    network = small_network()
+    about = {"class_names": NAMES, "input_size": SIZE, "order": "bgr", "range": [0, 255], "mean": [100]}
+    file = save(network, tmp_path / name, about=json.dumps(about))
+    classifier = load(file)
+    assert (classifier.class_names, classifier.input_size, classifier.order) == (NAMES, SIZE, "bgr")
+    with torch.no_grad():
+        wanted = network((images().flip(1) + 1) * 127.5 - 100)
+        torch.testing.assert_close(classifier(images()), wanted, rtol=1e-4, atol=1e-2)
+        said = load(f"{file}#classes=a:b,order=rgb,range=-1:1")  # what the user says wins
+        assert (said.class_names, said.input_size) == (("a", "b"), SIZE)
+        torch.testing.assert_close(said(images()), network(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_says_itself_that_it_gives_probabilities(tmp_path: Path) -> None:
+    network = nn.Sequential(small_network(), nn.Softmax(dim=1))
+    about = {"input_size": SIZE, "outputs": "probabilities"}
+    file = classifier_sources.save_torchscript(network, tmp_path / "m.pt", about=json.dumps(about))
+    with torch.no_grad():
+        torch.testing.assert_close(load(file)(images()).softmax(dim=1), network(images()))
+        said = load(f"{file}#outputs=logits")  # what the user says wins, right or wrong
+        torch.testing.assert_close(said(images()), network(images()))
+
+
+@pytest.mark.parametrize("outputs", ["logits", None])
+def test_logits_that_look_like_probabilities_are_taken_for_what_the_file_says(
+    outputs: str | None, tmp_path: Path
+) -> None:
+    network = nn.Sequential(small_network(3), nn.Sigmoid())
+    about = {"input_size": SIZE, "activation": "sigmoid"} | ({"outputs": outputs} if outputs else {})
+    file = classifier_sources.save_torchscript(network, tmp_path / "m.pt", about=json.dumps(about))
+    classifier = load(file)
+    assert classifier.activation == "sigmoid"
+    if outputs:
+        assert classifier.check(data()).shape == (16, 3)
+    else:
+        with pytest.raises(ClassifierError, match="look like probabilities"):
+            classifier.check(data())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"m\.pt: stylex\.json within: not readable as JSON"),
+        ("[1, 2]", "is a list; expected an object"),
+        ('{"colour": "red"}', "colour: unknown key"),
+        ('{"order": "grb"}', "order: "),
+        ('{"std": [0]}', "std must be greater than 0"),
+        ('{"weights": "w.safetensors"}', "weights means nothing there"),
+        ('{"source": "other.onnx"}', "source means nothing there"),
+    ],
+)
+def test_bad_words_within_a_graph(text: str, message: str, tmp_path: Path) -> None:
+    file = classifier_sources.save_torchscript(small_network(), tmp_path / "m.pt", about=text)
+    with pytest.raises(ClassifierError, match=message) as caught:
+        load(f"{file}#size={SIZE}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_that_names_more_classes_than_it_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    about = json.dumps({"class_names": ["a", "b", "c"], "input_size": SIZE})
+    file = classifier_sources.save_torchscript(small_network(), tmp_path / "m.pt", about=about)
+    assert load(file).class_names == ("class 0", "class 1")
+    assert "m.pt: holds 3 class names where 2 are expected" in caplog.text
+
+
 # -- ONNX -------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import torch
 
 import problems
 import training_problems
-from stylex.classifiers import load
+from stylex.classifiers import Classifier, load
 from stylex.cli.app import main
 from stylex.cli.explain import _different
 from stylex.cli.repeat import commands
@@ -537,6 +537,8 @@ def test_the_commands_of_a_report_make_the_same_run(stylex: Any, tmp_path: Path)
             "--group": ["who"],
             "--out": ["the run"],
         }
+        assert "--one-vs-one" not in attfind
+        assert commands(run, search, one_vs_one=True).splitlines()[1] == f"{attfind} --one-vs-one"
         found = options(attfind)
         assert (found["--images"], found["--method"]) == (["3"], ["removal"])
         said = override({"images_per_class": 3, "method": "removal"}, found["--set"])
@@ -565,9 +567,14 @@ def balance(path: Path, faces: Path) -> None:
         pool = images.discovery.batch(slice(0, 32))
         logits = model.classify(model.synthesise(model.styles(model.encode(pool)[0])))
         head.bias.data[1] -= (logits[:, 1] - logits[:, 0]).median()
-    model.classifier.save(run.classifier_file)
+    keep_classifier(run, model.classifier)
+
+
+def keep_classifier(run: Run, classifier: Classifier) -> None:
+    """Put a changed classifier into a run, as the one that its model was trained around."""
+    classifier.save(run.classifier_file)
     tensors, header = read_tensors(run.model_file)
-    write_tensors(run.model_file, tensors, header | {"classifier": model.classifier.fingerprint})
+    write_tensors(run.model_file, tensors, header | {"classifier": classifier.fingerprint})
 
 
 def test_training_ends_by_its_own_handler(stylex: Any, home: Path, tmp_path: Path) -> None:

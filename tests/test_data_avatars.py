@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 from scipy.stats import chi2_contingency
 
+from script_files import HOME
 from stylex.data import FACTORS, STANDARD_VALUES, AvatarSpec, load_dataset, render_avatars, render_face
 from stylex.errors import DataError
 
@@ -47,6 +48,19 @@ CONJUNCTION = {
 def _hashes(folder: Path) -> dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.mark.parametrize("file", sorted((HOME / "avatar_specs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_specs_that_models_are_trained_on(file: Path) -> None:
+    spec = AvatarSpec.load(file)
+    assert max(spec.classes.values()) == 0.5
+    drawn = [spec.draw(0, index) for index in range(2000)]
+    for name in spec.factors:
+        for value in {face[name] for _, face in drawn}:
+            for label in spec.classes:
+                faces = [face for own, face in drawn if own == label]
+                share = sum(face[name] == value for face in faces) / len(faces)
+                assert share == pytest.approx(spec.probability(name, value, label), abs=0.05)
 
 
 def _draws(spec: AvatarSpec, count: int, seed: int = 5) -> list[tuple[str, dict[str, str]]]:

@@ -77,6 +77,23 @@ def test_flip_curve_known_by_hand() -> None:
     assert found.l1 == 0
 
 
+def test_attributes_that_repeat_others_are_left_out_of_a_method_of_its_own() -> None:
+    model = problems.linear_model()
+    found, styles, logits = search(model)
+    assert "AttFind distinct" not in {entry.method for entry in measure().methods}
+    yes = list(found.attributes["yes"])
+    yes[1] = dataclasses.replace(yes[1], repeats=1)
+    marked = dataclasses.replace(found, attributes={**found.attributes, "yes": tuple(yes)})
+    test = on_styles(model, TEST)
+    result = evaluate(model, problems.unit_space(), marked, styles, logits, test, counts=(1, 2, 3))
+    distinct = method(result, "AttFind distinct", "yes")
+    assert distinct.changes == ((1, 3), (1, 5), (1, 0))
+    # Coordinate 3 leaves the third image at -0.2; coordinate 5 (weight 1, from -1 to 1) adds 2.
+    assert distinct.curve.flipped == (2, 3, 3)
+    assert method(result, "AttFind", "yes").changes == ((1, 3), (0, 2), (1, 5), (1, 0))
+    assert [entry.target for entry in result.methods if entry.method == "AttFind distinct"] == ["yes"]
+
+
 def test_distance_is_the_mean_change_of_a_pixel() -> None:
     moved = [1.5, 2.0, 1.9]
     distance = method(measure(), "AttFind", "yes").distance[0]

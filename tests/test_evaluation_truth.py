@@ -75,6 +75,18 @@ def test_a_true_explanation() -> None:
     assert (found.purity.interval.estimate, found.purity.interval.low) == (1, 1)
 
 
+def test_recall_of_the_distinct_attributes() -> None:
+    """The second attribute repeats the first, so that the other factor comes second of the distinct ones."""
+    given = edits([[20, 0, 0, 0], [20, 0, 0, 0], [0, 0, 20, 0], [0, 20, 0, 0]], [2, 2, 1, 1])
+    found = judge(given, redrawn(), 1, FACTORS, repeats=[None, 1, None, None])
+    assert {k: figure.interval.estimate for k, figure in found.recall.items()} == {1: 0.5, 3: 0.5}
+    assert {k: figure.interval.estimate for k, figure in found.recall_distinct.items()} == {1: 0.5, 3: 1}
+    assert found.recall_distinct[3].chance == found.recall[3].chance
+    assert [entry.repeats for entry in found.attributes] == [None, 1, None, None]
+    plain = judge(given, redrawn(), 1, FACTORS)
+    assert plain.recall_distinct == plain.recall
+
+
 def test_a_false_explanation() -> None:
     found = judge(edits([[0, 0, 0, 20], [0, 0, 10, 20]], [3, 2]), redrawn(), 1, FACTORS)
     assert found.recall[1].interval.estimate == 0

@@ -1,20 +1,24 @@
-"""Every command of docs/bring-your-own.md, run at a small size on files in the formats that it names."""
+"""Every command of docs/bring-your-own.md, run at a small size on files in the formats that it names.
+
+Of every command what it leaves behind is looked at, not its exit code alone.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -24,18 +28,26 @@ import test_cli
 import test_data_formats as formats
 import training_problems
 from classifier_sources import SIZE, TIMM_NAME, endpoint, small_network
-from stylex.classifiers import Classifier, distillation
+from stylex.attfind import load_findings
+from stylex.attfind.pairs import load_pairs
+from stylex.attfind.search import fingerprint
+from stylex.classifiers import Classifier, distillation, load
 from stylex.classifiers.architectures import build
 from stylex.cli.app import main
 from stylex.data import load_dataset
+from stylex.report.html import signed
+from stylex.run import Run, read_json, read_tensors
 from test_interop_files import Makers
 
 GUIDE = Path(__file__).parent.parent / "docs" / "bring-your-own.md"
 NAMES = ("cool", "warm")
 CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
+IMAGES = 600
+"""Seen in a training."""
+
 SMALL = [
     *training_problems.TINY,
-    "training.total_kimg=0.6",
+    f"training.total_kimg={IMAGES / 1000}",
     "training.checkpoint_kimg=1",
     "training.sample_kimg=1",
 ]
@@ -115,6 +127,8 @@ def write_classifiers(folder: Path, pixels: Tensor, wanted: Tensor) -> None:
         classifier_sources.save_torchscript(network, folder / "scripted.pt")
         classifier_sources.save_exported(network, folder / "program.pt2")
         classifier_sources.save_onnx(network, folder / "mobilenet.onnx")
+        about = {"class_names": NAMES, "input_size": SIZE, "range": [-1, 1], "outputs": "logits"}
+        classifier_sources.save_torchscript(network, folder / "told.pt", about=json.dumps(about))
         (folder / "mine.yaml").write_text("source: scripted.pt\ninput_size: 16\nclass_names: [cool, warm]\n")
 
         torch.save(
@@ -168,7 +182,10 @@ def write_generators(folder: Path, pixels: Tensor) -> None:
     encoder["final_linear.1.weight"], encoder["final_linear.1.bias"] = torch.randn(22, width), torch.zeros(22)
     torch.save({"g_ema": generator, "e": encoder, "d": scorer}, folder / "study.pt")
     makers = Makers()
-    makers.dump(folder / "network.pkl", {"G_ema": makers.network(golden.section(ada, "G."), "Generator")})
+    entries = golden.section(ada, "G.")
+    makers.dump(folder / "network.pkl", {"G_ema": makers.network(entries, "Generator")})
+    told = makers.network(golden.conditional(entries, 3), "Generator", c_dim=3)
+    makers.dump(folder / "conditional.pkl", {"G_ema": told})
     shutil.copytree(Path(__file__).parent / "data" / "stylex_tf", folder / "released")
     from stylex.interop import load_stylegan2
 
@@ -215,6 +232,172 @@ def _small(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     MIDDLE[0] = float((warmth(faces.training.batch(slice(None))) / 2).median())
 
 
+# -- what a command must leave behind ---------------------------------------------------------------------
+
+NAMED = ("old.safetensors", "mine.yaml", "told.pt", "vit", "http")
+"""Sources that name their classes themselves; the endpoint does so in its answers."""
+
+TRAVEL = ("timm:", "vit", "old.safetensors")
+"""Sources that are kept within a run."""
+
+LAYOUTS = {
+    "stylegan2.pt": "rosinality",
+    "network.pkl": "stylegan2-ada",
+    "conditional.pkl": "stylegan2-ada",
+    "study.pt": "rosinality",
+    "released": "stylex",
+}
+ENCODERS = ("study.pt", "released")
+
+
+def option(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+def classes_of(source: str) -> tuple[str, ...]:
+    """What a classifier's classes are called: by its options, else by itself, else by numbers."""
+    said = re.search(r"classes=([\w:]+)", source)
+    if said is not None:
+        return tuple(said[1].split(":"))
+    return NAMES if source.startswith(NAMED) else ("class 0", "class 1")
+
+
+def classes_in(run: Run) -> tuple[str, ...]:
+    return tuple(read_tensors(run.model_file)[1]["class_names"])
+
+
+def see_doctor(words: list[str], said: str) -> None:
+    """Names of the classes, kind of output, size; how often it is right where labels tell; a figure."""
+    source = option(words, "--classifier")
+    images = option(words, "--data") if "--data" in words else None
+    names = classes_of(source)
+    assert f"classes: {', '.join(names)} (softmax)" in said
+    size = re.search(r"size=(\d+)", source)
+    pixels = "any size" if source.startswith("my_module") else f"{size[1] if size else SIZE} px"
+    assert f"input: {pixels}, 3 channels, rgb; black becomes " in said
+    right = re.search(r"right on (\d+)% of (\d+) images", said)
+    assert (right is not None) == (names == NAMES and images == "faces")
+    if right is not None and source.startswith(("scripted.pt", "mine.yaml", "told.pt")):
+        assert int(right[1]) >= 80
+    assert ("figure: stylex-doctor.png" in said) == (images is not None)
+    if images is None:
+        return
+    with formats.Image.open("stylex-doctor.png") as figure:
+        assert min(figure.size) > SIZE
+
+
+def see_classifier(words: list[str], said: str) -> None:
+    assert load(option(words, "--out")).class_names == NAMES
+    assert re.search(r"on \d+ test images: accuracy \d", said)
+
+
+def see_train(words: list[str], said: str) -> None:
+    """A model of the classifier's classes, trained to the end; a copy of the classifier, or a student."""
+    run, source = Run.open(Path(option(words, "--out"))), option(words, "--classifier")
+    header = read_tensors(run.model_file)[1]
+    assert (tuple(header["class_names"]), header["images"]) == (classes_of(source), IMAGES)
+    assert run.classifier_file.exists() == source.startswith(TRAVEL)
+    assert run.student_file.exists() == source.startswith("http")
+    assert f"next: stylex attfind {option(words, '--out')}" in said
+
+
+def see_attfind(words: list[str], said: str) -> None:
+    """Attributes for every class; with --one-vs-one from each to each other one."""
+    run = Run.open(Path(words[1]))
+    found = load_findings(run)
+    names = classes_in(run)
+    assert tuple(found.attributes) == names
+    for name, entries in found.attributes.items():
+        assert 1 <= len(entries) <= 2
+        assert {entry.target for entry in entries} == {name}
+        assert f"towards '{name}' ({found.images} images searched)" in said
+        assert f"effect {entries[0].effect:+.2f}, flips {entries[0].flipped:.0%} alone" in said
+    pairs = load_pairs(run, fingerprint(found))
+    if "--one-vs-one" in words:
+        assert set(pairs) == set(itertools.permutations(names, 2))
+        for (source, target), entries in pairs.items():
+            assert f"from '{source}' to '{target}' ({entries[0].images} images searched)" in said
+
+
+def see_explain(words: list[str], said: str) -> None:
+    """A figure, an animation and JSON for each image, towards the class that was asked for, if one was."""
+    images = [word for word in words if word.endswith(".png")]
+    targets = [target for word, target in itertools.pairwise(words) if word == "--target"]
+    files = re.findall(rf"{words[1]}/explain/\S+\.(?:png|gif|json)", said)
+    assert len(files) == 3 * len(images)
+    assert all(Path(file).stat().st_size > 100 for file in files)
+    found = [read_json(Path(file)) for file in files if file.endswith(".json")]
+    assert [entry["name"] for entry in found] == [Path(image).name for image in images]
+    names = classes_in(Run.open(Path(words[1])))
+    for number, entry in enumerate(found):
+        assert tuple(entry["class_names"]) == names
+        assert entry["target"] in (targets[number : number + 1] or names)
+        assert entry["answer"] in said
+
+
+def see_evaluate(words: list[str], said: str) -> None:
+    run = Run.open(Path(words[1]))
+    found, names = read_json(run.path / "evaluation.json"), classes_in(run)
+    assert found["images"] == len(found["measured"]["names"]) > 0
+    assert {method["target"] for method in found["methods"]} == set(found["single"]) <= set(names)
+    assert {"AttFind", "random"} <= {method["method"] for method in found["methods"]}
+    assert all(name in said for name in found["single"])
+
+
+def see_report(words: list[str], said: str) -> None:
+    """A page on every class of which there is something to say, with the effects of the run."""
+    run = Run.open(Path(words[1]))
+    assert said.strip() == str(run.path / "report.html")
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    attributes = load_findings(run).attributes
+    targets = read_json(run.path / "evaluation.json")["single"]
+    assert len(targets) >= 1
+    for target in targets:
+        assert f"What turns other images into <b>{target}</b>" in page
+        assert f"<b>{signed(attributes[target][0].effect)}</b>" in page
+
+
+def see_convert(words: list[str], said: str) -> None:
+    """A run of the right layout, or a file that other programs read."""
+    out = Path(option(words, "--out"))
+    if "--to" in words and option(words, "--to") == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        assert [value.name for value in session.get_inputs()] == ["latents"]
+        assert [value.name for value in session.get_outputs()] == ["images", "styles"]
+    elif "--to" in words:
+        assert "G_ema.synthesis.b4.const" in load_file(out)
+    else:
+        run = Run.open(out)
+        assert run.model_file.exists()
+        assert f"{out}: {LAYOUTS[words[1]]}, {run.config.resolution} px, " in said
+        assert run.config.recipe.encodes == (words[1] in ENCODERS)
+        told = run.config.recipe.description.partition("always told ")[2]
+        assert told == (f"class {option(words, '--label')}." if "--label" in words else "")
+
+
+def see_bench(words: list[str], said: str) -> None:
+    found = re.search(r"(\d+) images of 16 px: decoded once .* at (\d+) images/s", said, re.S)
+    assert found is not None
+    assert int(found[1]) == len(list(Path(words[2]).rglob("*.png")))
+    assert int(found[2]) > 0
+
+
+SEEN: dict[str, Callable[[list[str], str], None]] = {
+    "doctor": see_doctor,
+    "classifier": see_classifier,
+    "train": see_train,
+    "attfind": see_attfind,
+    "explain": see_explain,
+    "evaluate": see_evaluate,
+    "report": see_report,
+    "convert": see_convert,
+    "bench": see_bench,
+}
+"""What is looked at behind each verb: its words, and what it printed."""
+
+
 @pytest.mark.parametrize("number", range(len(blocks())), ids=lambda number: blocks()[number][0][7:40])
 def test_the_commands_of_the_guide(
     number: int, home: Path, answering: str, capfd: pytest.CaptureFixture[str]
@@ -222,9 +405,13 @@ def test_the_commands_of_the_guide(
     needed = [line for block in blocks()[:number] for line in block if _makes(line, blocks()[number])]
     for line in [*(line for line in needed if not _is_made(line, home)), *blocks()[number]]:
         words = shlex.split(line.replace("http://127.0.0.1:8000/classify", answering))[1:]
+        Path("stylex-doctor.png").unlink(missing_ok=True)
+        capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([*words, *EXTRA.get(words[0], [])])
-        assert not ended.value.code, f"{line}\n{capfd.readouterr().err}"
+        out, err = capfd.readouterr()
+        assert not ended.value.code, f"{line}\n{err}"
+        SEEN[words[0]](words, out)
 
 
 def _makes(line: str, block: list[str]) -> bool:
@@ -247,12 +434,14 @@ def test_the_python_of_the_guide(home: Path, capfd: pytest.CaptureFixture[str]) 
             with pytest.raises(SystemExit) as ended:
                 main([*words, *EXTRA[words[0]]])
             assert not ended.value.code, capfd.readouterr().err
+    (home / "told.pt").unlink()
     faces = load_dataset(home / "faces", size=SIZE, use_cache=False).test.batch(slice(0, 2))
     names: dict[str, Any] = {"images": faces}
     for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S):
         exec(block, names)
     assert names["explained"].class_names == ("red", "green", "blue")
     assert names["effects"].shape[:2] == (2, 2)
+    assert load("told.pt").class_names == NAMES
 
 
 def test_the_guide_names_the_timm_model_that_is_made() -> None:
@@ -295,9 +484,6 @@ def trained(url: str, out: str, *more: str) -> int:
 
 
 def test_training_around_a_student(home: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from stylex.classifiers import load
-    from stylex.run import Run, read_tensors
-
     with endpoint(warm_answer) as served:
         out = str(tmp_path / "run")
         assert trained(served.url, out) == 0
@@ -325,7 +511,6 @@ def test_training_around_a_student(home: Path, capfd: pytest.CaptureFixture[str]
 
 
 def test_what_a_dry_run_times_in_place_of_a_black_box(home: Path) -> None:
-    from stylex.classifiers import load
     from stylex.cli.train import _stand_in
     from stylex.config import RunConfig, load_recipe
 
@@ -342,8 +527,6 @@ def test_what_a_dry_run_times_in_place_of_a_black_box(home: Path) -> None:
 def test_a_recipe_that_was_changed_for_a_classifier_without_features_goes_on(
     home: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from stylex.run import Run
-
     source, out = "scripted.pt#size=16,classes=cool:warm", str(tmp_path / "run")
     for _ in range(2):
         assert trained(source, out, "--recipe", "fast") == 0, capfd.readouterr().err

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -149,6 +153,154 @@ def test_no_classifier_and_no_source(rosi: dict[str, Tensor], tmp_path: Path) ->
         convert(file, tmp_path / "run", None, classifier_source="", data="")
     with pytest.raises(CheckpointError, match="neither a file nor a folder"):
         convert(tmp_path, tmp_path / "run", judge(), classifier_source="c", data="")
+
+
+# -- conditional StyleGAN2-ADA ----------------------------------------------------------------------------
+
+CLASSES = 3
+
+Told = tuple[dict[str, dict[str, Tensor]], Path]
+"""Entries of the networks of a conditional StyleGAN2-ADA, and its file."""
+
+
+def their_mapping(state: dict[str, Tensor], z: Tensor | None, label: Tensor) -> Tensor:
+    """StyleGAN2-ADA's mapping network as its code has it: z [N, Z] (D has none), one-hot labels [N, C]."""
+
+    def layer(features: Tensor, name: str, rate: float) -> Tensor:
+        weight, bias = state[f"mapping.{name}.weight"], state[f"mapping.{name}.bias"]
+        return F.linear(features, weight * (rate / math.sqrt(weight.shape[1])), bias * rate)
+
+    def normalised(features: Tensor) -> Tensor:
+        return features * (features.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+    features = normalised(layer(label, "embed", 1.0))
+    if z is not None:
+        features = torch.cat([normalised(z), features], dim=1)
+    for number in range(sum(key.startswith("mapping.fc") for key in state) // 2):
+        features = F.leaky_relu(layer(features, f"fc{number}", 0.01), 0.2) * math.sqrt(2)
+    return features
+
+
+def one_hot(label: int, count: int) -> Tensor:
+    return F.one_hot(torch.full((count,), label), CLASSES).float()
+
+
+def conditional_scorer(scorer: dict[str, Tensor], width: int = 12) -> dict[str, Tensor]:
+    """D's entries where it is told of classes: `width` numbers, and a mapping of two layers to project on."""
+    random = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    layers = {f"mapping.fc{number}.weight": 100 * drawn(width, width) for number in range(2)}
+    layers |= {f"mapping.fc{number}.bias": 10 * drawn(width) for number in range(2)}
+    outputs = {"b4.out.weight": drawn(width, scorer["b4.out.weight"].shape[1]), "b4.out.bias": drawn(width)}
+    embedding = {"mapping.embed.weight": drawn(width, CLASSES), "mapping.embed.bias": drawn(width)}
+    return scorer | outputs | layers | embedding
+
+
+@pytest.fixture
+def told(ada: dict[str, Tensor], tmp_path: Path) -> Told:
+    """A conditional StyleGAN2-ADA and its file."""
+    networks = {
+        "G_ema": golden.conditional(golden.section(ada, "G."), CLASSES),
+        "D": conditional_scorer(golden.section(ada, "D.")),
+    }
+    torch.save(networks, tmp_path / "told.pt")
+    return networks, tmp_path / "told.pt"
+
+
+def test_a_conditional_generator_is_the_one_that_is_always_told_its_label(
+    ada: dict[str, Tensor], told: Told
+) -> None:
+    networks, file = told
+    drawn = []
+    for label in range(CLASSES):
+        found = load_stylegan2(file, label)
+        assert found.mapping is not None
+        assert found.label == label
+        w = their_mapping(networks["G_ema"], ada["z"], one_hot(label, len(ada["z"])))
+        golden.assert_equal(found.mapping(ada["z"]), w)
+        drawn.append(w)
+    assert float((drawn[0] - drawn[1]).abs().max()) > 0.1  # the label matters
+    assert float((drawn[1] - drawn[2]).abs().max()) > 0.1
+
+
+def test_a_conditional_discriminator_gives_the_score_of_its_label(ada: dict[str, Tensor], told: Told) -> None:
+    networks, file = told
+    images = ada["image_noise_const"]
+    plain = {key: value for key, value in networks["D"].items() if not key.startswith("mapping.")}
+    outputs = stylegan2_ada.convert_discriminator(plain)(images)
+    scores = []
+    for label in range(CLASSES):
+        projected = their_mapping(networks["D"], None, one_hot(label, len(images)))
+        scores.append((outputs * projected).sum(dim=1, keepdim=True) / math.sqrt(outputs.shape[1]))
+        discriminator = load_stylegan2(file, label).discriminator
+        assert discriminator is not None
+        golden.assert_equal(discriminator(images), scores[-1])
+    assert float((scores[0] - scores[1]).abs().max()) > 0.01
+
+
+def test_a_conditional_generator_is_converted_with_a_label_only(
+    ada: dict[str, Tensor], told: Told, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    networks, file = told
+    judge().save(tmp_path / "c.safetensors")
+    run = tmp_path / "run"
+    common = ["convert", str(file), "--classifier", str(tmp_path / "c.safetensors"), "--out", str(run)]
+    for more, code, message in (
+        ([], 1, f"{file}: its generator is conditional, told of 3 classes; expected is .* --label .* 0 to 2"),
+        (["--label", "3"], 2, "--label 3: the generator is told of 3 classes; give 0 to 2"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*common, *more])
+        out, err = capfd.readouterr()
+        said = [line for line in err.splitlines() if line.startswith("stylex:")]
+        assert (ended.value.code, out, len(said)) == (code, "", 1), err
+        assert re.search(message, said[0])
+        assert not run.exists()
+    with pytest.raises(SystemExit) as ended:
+        main([*common, "--label", "2", "--json"])
+    out, err = capfd.readouterr()
+    assert ended.value.code == 0, err
+    assert json.loads(out)["label"] == 2
+    converted = Run.open(run)
+    assert converted.config.recipe.description.endswith("always told class 2.")
+    z = ada["z"]
+    w = their_mapping(networks["G_ema"], z, one_hot(2, len(z)))
+    golden.assert_equal(opened(converted).mapping(z), w)
+
+
+def test_a_label_for_a_generator_that_is_told_none(rosi: dict[str, Tensor], tmp_path: Path) -> None:
+    for source in (save(tmp_path / "g.pt", rosi), RELEASED):
+        with pytest.raises(ConfigError, match="--label 1: the generator is told of no classes; leave it out"):
+            convert(source, tmp_path / "run", judge(), classifier_source="c", data="faces", label=1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("G_ema", "mapping.embed.bias", torch.zeros(5), r"embed\.bias has shape \[5\], expected \[24\]"),
+        ("G_ema", "mapping.embed.bias", None, r"missing key mapping\.embed\.bias"),
+        ("G_ema", "mapping.fc0.weight", torch.zeros(24, 20), "reads 20 numbers, expected more than"),
+        ("D", "mapping.embed.weight", torch.zeros(12, 1), "told of 1 classes, which have no label 1"),
+        ("D", "mapping.fc1.bias", torch.zeros(7), r"mapping\.fc1\.bias has shape \[7\]"),
+        ("D", "b4.out.bias", None, r"missing key b4\.out\.bias"),
+    ],
+)
+def test_a_conditional_network_that_does_not_fit_is_named(
+    part: str, key: str, value: Tensor | None, message: str, told: Told
+) -> None:
+    networks, file = told
+    entries = networks[part] | ({} if value is None else {key: value})
+    if value is None:
+        del entries[key]
+    torch.save(networks | {part: entries}, file)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_stylegan2(file, 1)
+    assert str(caught.value).startswith(f"{file}: StyleGAN2-ADA ")
+    assert "\n" not in str(caught.value)
 
 
 # -- and back ---------------------------------------------------------------------------------------------

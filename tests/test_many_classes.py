@@ -14,18 +14,20 @@ import torch
 import problems
 import report_samples
 import training_problems
-from stylex.attfind import search, sweep
+from stylex.attfind import Attribute, search, sweep
 from stylex.attfind.pairs import find_pairs, load_pairs
 from stylex.attfind.search import fingerprint
+from stylex.cli.attfind import describe_pairs
 from stylex.cli.explain import _goals
 from stylex.config import AttFindSettings
 from stylex.data.images import ImageSet
 from stylex.errors import ConfigError, RunError
 from stylex.explainer import Explainer
 from stylex.report.compose import AMOUNTS, amounts_for
-from stylex.report.html import render_html
+from stylex.report.html import percent, render_html, signed
+from stylex.report.pairs import pair_tables
 from stylex.run import Run
-from stylex.stylespace import StyleSpace
+from stylex.stylespace import DIRECTIONS, StyleSpace
 
 NAMES = ("a", "b", "c")
 
@@ -84,6 +86,31 @@ def test_a_class_without_images_has_no_pairs() -> None:
     assert {source for source, _ in pairs} == {"a", "b"}
 
 
+def test_a_report_names_both_classes_of_a_pair() -> None:
+    before, after, space = searched()
+    pairs = find_pairs(before, after, space, NAMES, AttFindSettings(unstable_threshold=None, count=2))
+    for name, table in zip(NAMES, pair_tables(pairs, 1), strict=True):
+        images = int((before.argmax(axis=1) == NAMES.index(name)).sum())
+        assert table.title == f"From “{name}”, {images} images searched"
+        others = [other for other in NAMES if other != name]
+        for row, other in zip(table.rows, others, strict=True):
+            best = pairs[name, other][0]
+            what = f"{DIRECTIONS[best.direction]} {best.layer} channel {best.channel}"
+            assert row == (f"{name} → {other}", "1", what, percent(best.flipped), signed(best.effect))
+    assert [len(table.rows) for table in pair_tables(pairs, 2)] == [4, 4, 4]
+
+
+def test_a_class_from_which_nothing_leads_has_no_table() -> None:
+    entry = Attribute("b", 1, 0, 3, "4px.conv1", 4, 3, 0.5, 0.1, 0.25, 8)
+    tables = pair_tables({("a", "b"): (entry,), ("b", "a"): ()}, 3)
+    assert [table.title for table in tables] == ["From “a”, 8 images searched"]
+    assert tables[0].rows == (("a → b", "1", "lower 4px.conv1 channel 3", percent(0.25), "+0.50"),)
+    assert describe_pairs({("a", "b"): (entry,), ("b", "a"): ()}) == [
+        "from 'a' to 'b' (8 images searched)",
+        "   1. attribute 1 (4px.conv1 channel 3): effect +0.50, flips 25% alone",
+    ]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> tuple[Run, Explainer]:
     tiny = problems.tiny_model()
@@ -109,6 +136,17 @@ def test_pairs_are_kept_with_the_run_until_it_is_searched_anew(run: tuple[Run, E
     (made.path / "pairs.json").write_text('{"pairs": 3}')
     with pytest.raises(RunError, match="damaged"):
         load_pairs(made, "x")
+
+
+def test_a_pair_shows_the_names_that_coordinates_were_given(run: tuple[Run, Explainer]) -> None:
+    made, explainer = run
+    first = explainer.attributes("b")[0]
+    explainer.name_attribute(first.coordinate, "a stripe")
+    named = [entry for entry in explainer.attributes("b", against="a") if entry.change == first.change]
+    assert [entry.name for entry in named] == ["a stripe"]
+    rows = [row for table in pair_tables(explainer.pairs, 3) for row in table.rows]
+    assert ("a → b", f"{DIRECTIONS[first.direction]} a stripe") in [(row[0], row[2]) for row in rows]
+    assert load_pairs(made, fingerprint(explainer.findings))["a", "b"][0].name is None
 
 
 def test_without_a_target_an_image_takes_the_class_it_is_nearest_to(run: tuple[Run, Explainer]) -> None:
@@ -147,7 +185,7 @@ def test_a_report_of_ten_classes_folds_its_pictures_away() -> None:
     assert html.count('<details class="folded">') == 10
     contents = re.search(r'<nav class="contents".*?</nav>', html, re.S)
     assert contents is not None
-    assert contents[0].count("<li") == 13  # ten classes, overview, reconstruction, repeat
+    assert contents[0].count("<li") == 14  # ten classes, overview, reconstruction, pairs, repeat
     glance = re.search(r'<section class="glance".*?</section>', html, re.S)
     assert glance is not None
     assert glance[0].count('class="alone"') == 10  # the best of each
@@ -166,6 +204,7 @@ def test_how_much_is_shown() -> None:
     assert amounts_for(2) == AMOUNTS
     assert (amounts_for(3).attributes, amounts_for(10).attributes, amounts_for(1000).attributes) == (6, 3, 3)
     assert amounts_for(10).pairs < AMOUNTS.pairs
+    assert (amounts_for(3).between, amounts_for(10).between) == (3, 1)
 
 
 def test_a_class_that_no_image_counts_as_is_passed_over(

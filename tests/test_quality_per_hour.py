@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,28 @@ def test_every_row_is_a_recipe_and_no_two_are_the_same(script: Any) -> None:
     ]
     with pytest.raises(SystemExit, match="no row none"):
         script.read_rows(HOME / "quality_per_hour.yaml", ["none"])
+
+
+@pytest.mark.parametrize(("recipe", "factors"), [("fast", True), ("fast", False), ("stylegan2", True)])
+def test_truth_is_measured_where_there_is_a_detector_and_an_encoder(
+    script: Any, recipe: str, factors: bool, tmp_path: Path
+) -> None:
+    given = argparse.Namespace(
+        data="fashion-mnist#Shirt,Coat",
+        classifier=Path("c.safetensors"),
+        judge=Path("j.safetensors"),
+        factors=Path("d.safetensors") if factors else None,
+        test=None,
+        minutes=1,
+        seed=0,
+        size=32,
+        images=8,
+        jobs=1,
+    )
+    made = script.commands(script.Row("row", recipe, ()), given, tmp_path)
+    assert ("--truth" in made["evaluation.json"]) == (factors and recipe == "fast")
+    assert "None" not in made["evaluation.json"]
+    assert made["model.safetensors"][made["model.safetensors"].index("--data") + 1] == given.data
 
 
 def test_a_row_that_was_stopped_is_not_taken_for_trained(script: Any, tmp_path: Path) -> None:

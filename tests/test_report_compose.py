@@ -9,13 +9,14 @@ import pytest
 
 import problems
 import training_problems
-from stylex.attfind import search
+from stylex.attfind import Attribute, search
 from stylex.data import Dataset, load_dataset
 from stylex.errors import RunError
 from stylex.evaluation.measure import TestImages, identify, prepare
 from stylex.evaluation.stage import evaluate_run, is_evaluated, load_evaluation
 from stylex.explainer import Explainer, open_explainer
 from stylex.report.compose import Amounts, compose, write_report
+from stylex.report.html import render_html
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,11 @@ def test_a_report_from_a_run(explained: tuple[Explainer, Dataset, TestImages]) -
     assert content.class_names == ("a", "b")
     assert [section.target for section in content.targets] == list(evaluation["single"])
     for section in content.targets:
-        found = explainer.findings.attributes[section.target]
+        found = explainer.attributes(section.target).distinct
         assert [entry.coordinate for entry in section.attributes] == [entry.coordinate for entry in found[:2]]
         assert {curve.label for curve in section.curves} >= {"AttFind", "Random coordinates"}
-        for entry, figures in zip(section.attributes, evaluation["single"][section.target], strict=False):
-            assert entry.flip_share == figures["estimate"]
+        for entry in section.attributes:
+            assert entry.flip_share == evaluation["single"][section.target][entry.rank - 1]["estimate"]
             assert len(entry.pairs) <= 3
             assert entry.where.shape == (16, 16)
             assert entry.where.max() == (pytest.approx(1) if entry.pairs else 0)
@@ -58,6 +59,27 @@ def test_a_report_from_a_run(explained: tuple[Explainer, Dataset, TestImages]) -
                 assert pair.probability_before <= 0.5
     assert any(section.attributes[0].pairs for section in content.targets)
     assert content.provenance["data sha256"] == data.fingerprint
+
+
+def test_attributes_that_do_the_same_are_shown_once(
+    explained: tuple[Explainer, Dataset, TestImages],
+) -> None:
+    explainer, data, test = explained
+
+    def marked(entry: Attribute) -> Attribute:
+        name = "glasses" if entry.rank == 3 else None
+        return dataclasses.replace(entry, name=name, repeats=1 if entry.rank in (2, 3) else None)
+
+    ranked = {target: tuple(map(marked, found)) for target, found in explainer.findings.attributes.items()}
+    findings = dataclasses.replace(explainer.findings, attributes=ranked)
+    repeated = Explainer(explainer.run, explainer.model, explainer.discovery, findings)
+    content = compose(repeated, data, test, "stylex report run", Amounts(2, 1, 1))
+    for section in content.targets:
+        assert [entry.rank for entry in section.attributes] == [1, 4]
+        assert [entry.same for entry in section.attributes] == [("Attribute 2", "glasses"), ()]
+    text = render_html(content)
+    assert text.count("The same change as Attribute 2, glasses") == len(content.targets)
+    assert text.count("are shown once, under the strongest") == len(content.targets)
 
 
 def test_the_file(explained: tuple[Explainer, Dataset, TestImages]) -> None:

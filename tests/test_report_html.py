@@ -189,6 +189,7 @@ def test_every_attribute_has_its_figures_and_pairs(page: Page) -> None:
         "target-1-counterfactuals",
         "target-2",
         "target-2-attribute-2",
+        "pairs",
         "repeat",
         "command",
         "provenance",
@@ -208,7 +209,7 @@ def test_contents_list_every_section_and_attribute(page: Page) -> None:
         assert f"#target-{target}" in links
         assert f"#target-{target}-counterfactuals" in links
         assert f"#target-{target}-attribute-2" in links
-    assert {"#overview", "#reconstruction", "#repeat"} <= set(links)
+    assert {"#overview", "#reconstruction", "#pairs", "#repeat"} <= set(links)
 
 
 def test_nested_provenance_stands_in_the_table(page: Page) -> None:
@@ -255,6 +256,7 @@ def test_hostile_names_stay_words() -> None:
         provenance={evil: evil, "deeper": {evil: [evil]}},
         reconstruction_figures={evil: evil},
         quality_tables=(Table(evil, (evil, evil), ((evil, evil),)),),
+        pair_tables=(Table(evil, (evil, evil), ((evil, evil),)),),
         reconstructions=(dataclasses.replace(content.reconstructions[0], name=evil),),
         targets=(
             dataclasses.replace(
@@ -294,6 +296,7 @@ def test_a_report_with_nothing_found_says_so() -> None:
     assert page.all("img") == []
     ids = {a.get("id") for _, a in page.elements}
     assert "reconstruction" not in ids
+    assert "pairs" not in ids
     assert "warnings-title" not in ids
     assert {str(a["href"])[1:] for a in page.all("a")} <= ids
 

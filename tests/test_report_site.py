@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import problems
 import report_samples
@@ -75,6 +77,22 @@ def test_pages_say_what_the_report_says(site: Path) -> None:
     for text in (overview, page):
         assert re.search(r"Content-Security-Policy.*script-src 'self'", text)
         assert "<style>" not in text
+
+
+def test_every_picture_says_how_large_it_is(tmp_path: Path) -> None:
+    content = report_samples.report_content()
+    flat = replace(content.reconstructions[0], original=report_samples.picture(7)[:4])  # wider than high
+    write_site(replace(content, reconstructions=(flat,)), tmp_path / "site")
+    found = set()
+    for page in (tmp_path / "site").glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        pictures = re.findall(r'<img [^>]*src="([^"]+)" width="(\d+)" height="(\d+)"', text)
+        assert len(pictures) == text.count("<img ") > 0
+        for file, width, height in pictures:
+            with Image.open(tmp_path / "site" / file) as picture:
+                assert picture.size == (int(width), int(height))
+            found.add(picture.size)
+    assert found == {(256, 256), (256, 128)}
 
 
 def test_a_site_is_replaced_and_nothing_else(tmp_path: Path, site: Path) -> None:

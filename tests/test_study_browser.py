@@ -11,7 +11,7 @@ import pytest
 
 import study_samples
 import web_server
-from browsing import NARROW, WIDE, check_page
+from browsing import NARROW, WIDE, check_focus, check_page, tab_to
 from stylex.run import Run
 from stylex.study.app import create_app, read_pictures
 from stylex.study.material import study_folder
@@ -185,15 +185,6 @@ def test_nothing_moves_when_the_pictures_arrive(
         assert page.locator("#choice-A").bounding_box() == before
 
 
-def tab_to(page: Any, name: str) -> None:
-    """Press Tab until a field or button of that name or these words has the focus."""
-    for _ in range(12):
-        page.keyboard.press("Tab")
-        if name in page.evaluate("[document.activeElement.name, document.activeElement.textContent]"):
-            return
-    raise AssertionError(f"Tab leads to no {name}")
-
-
 def test_a_whole_study_with_the_keyboard_alone_and_without_motion(visit: Any, tmp_path: Path) -> None:
     study = Served(tmp_path, naming=True)
     with web_server.served(study.app) as url:
@@ -253,3 +244,25 @@ def test_every_page_can_be_read(visit: Any, tmp_path: Path, scheme: str) -> None
         playwright.expect(page.locator("#by-title")).to_be_visible()
         assert page.locator("td", has_text="not yet").count() == 0
         check()
+
+
+def test_the_focus_can_be_seen_on_every_page(visit: Any, tmp_path: Path) -> None:
+    study = Served(tmp_path, naming=True, control=True)
+    with web_server.served(study.app) as url:
+        page = visit(url)
+        check_focus(page)
+        agree(page)
+        while step_of(page) is not None:
+            page.goto(url)  # Tab begins at the top again
+            check_focus(page)
+            give(page, "A")
+        page.goto(url)
+        assert page.inner_text("h1") == "Thank you"
+        check_focus(page)
+        page.goto(url + "/admin")
+        check_focus(page)
+        page.fill("#secret", study.TOKEN)
+        page.click("text=Log in")
+        playwright.expect(page.locator("#by-title")).to_be_visible()
+        page.goto(url + "/admin")
+        check_focus(page)

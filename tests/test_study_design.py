@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 import study_samples
-from stylex.study.design import Design, StudySettings, make_form
+from stylex.study.design import Design, StudySettings, make_form, make_questions
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,38 @@ def test_forms_hold_every_question_once_and_what_else_was_asked_for(design: Desi
             images = {design.images[name] for name in step.references}
             assert design.images[other] not in images | {design.images[same]}
             assert (same in step.references) == (step.kind == "attention")
+
+
+def test_what_nobody_could_tell_apart_is_not_asked_for(design: Design) -> None:
+    """Attributes 0, 2 and 3 do the same: they are no distractors of each other, the rest is as before."""
+    same = (0, 2, 3)
+
+    def marked(others: tuple[int, ...]) -> Design:
+        entries = [
+            entry.model_copy(update={"alike": tuple(other for other in others if other != number)})
+            if number in others
+            else entry
+            for number, entry in enumerate(design.attributes)
+        ]
+        questions, practice = make_questions(design.settings, entries, design.images)
+        changed = {"attributes": tuple(entries), "questions": questions, "practice": practice}
+        return design.model_copy(update=changed)
+
+    asked = marked(same)
+    for question in (*asked.questions, asked.practice):
+        owner = asked.owner(question.distractor)
+        assert not {owner, question.attribute} <= set(same)
+    seen = set()
+    for number in range(1, 40):
+        for step in make_form(asked, number):
+            if step.right is not None and step.attribute is not None:
+                owner = asked.owner(step.b if step.right == "A" else step.a)
+                assert not {owner, step.attribute} <= set(same)
+                seen.add((step.attribute, owner))
+    assert {owner for attribute, owner in seen if attribute == 0} == {1, 4, 5}
+    assert {owner for attribute, owner in seen if attribute == 1} == {0, 2, 3, 4, 5}
+    everything = marked(tuple(range(6)))  # nothing else is left to ask
+    assert {everything.owner(question.distractor) for question in everything.questions} > {0, 1}
 
 
 def test_order_sides_and_distractors_are_drawn_for_each_from_the_seed(design: Design) -> None:

@@ -16,7 +16,7 @@ from stylex.run import Run
 from stylex.study import analyse
 from stylex.study.answers import key_text
 from stylex.study.design import StudySettings
-from stylex.study.machine import Changes, read_changes, take_part
+from stylex.study.machine import CLEAR, Changes, read_changes, take_part
 from stylex.study.material import load_design, load_pairs, make_study, top_attributes
 
 
@@ -78,3 +78,9 @@ def test_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     found = take_part(design, read_changes(detector, *load_pairs(explainer.run)), list("abcdef"), 20)
     assert found.accuracy >= 0.9
     assert found.attributes[0].accuracy > 0.9
+    right = np.array(found.choices) == np.array(list(design.key.values()))  # 20 forms, 6 × 3 questions
+    by_attribute = right.reshape(20, 6, 3).mean(axis=(0, 2)).tolist()
+    assert [entry.accuracy for entry in found.attributes] == pytest.approx(by_attribute)
+    assert min(by_attribute) >= 0.5  # who guesses does as well
+    weak = [entry.attribute for entry in found.attributes if min(entry.accuracy, entry.named) < CLEAR]
+    assert list(found.flagged) == weak

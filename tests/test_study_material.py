@@ -13,6 +13,7 @@ import study_samples
 import training_problems
 from stylex import load
 from stylex.attfind import search
+from stylex.attfind.likeness import likeness
 from stylex.data.images import ImageSet
 from stylex.evaluation.measure import prepare
 from stylex.explainer import Explainer
@@ -27,9 +28,20 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     study_samples.draw_small(monkeypatch)
 
 
-def three_classes() -> Model:
-    """A tiny model of classes a, b and c, each as likely."""
-    recipe, names = training_problems.recipe("fast"), ("a", "b", "c")
+UNTOLD = (
+    "network.condition=none",
+    "network.discriminator=plain",
+    "loss.kl=0",
+    "training.schedule=[encode]",
+    "loss.adversarial_steps=[encode]",
+    "sparsity.threshold=0",
+)
+
+
+def several_classes(*names: str) -> Model:
+    """A tiny model of these classes, each as likely."""
+    # Told nothing: what hangs on the classifier could not be made even by changing it.
+    recipe = training_problems.recipe("fast", UNTOLD)
     classifier = training_problems.classifier(class_names=names)
     parts = build(recipe, training_problems.RESOLUTION, len(names), seed=1)
     for part in parts.parts().values():
@@ -38,7 +50,7 @@ def three_classes() -> Model:
     model = Model(*networks, classifier, recipe, training_problems.HARDWARE, 1)
     images, head = training_problems.images(24).batch(range(24)), classifier.network.head
     with torch.no_grad():
-        for _ in range(3):  # the condition hangs on the classifier, which is being changed
+        for _ in range(3):
             logits = model.classify(model.synthesise(model.styles(model.encode(images)[0])))
             scale = 2 / logits.std(dim=0)
             head.bias.sub_(logits.median(dim=0).values).mul_(scale)
@@ -73,7 +85,7 @@ def check_study(explainer: Explainer, design: Design) -> None:
 
 def test_a_study_of_one_of_three_classes(tmp_path: Path) -> None:
     images = training_problems.images(40)
-    explainer = searched(tmp_path / "run", three_classes(), images)
+    explainer = searched(tmp_path / "run", several_classes("a", "b", "c"), images)
     settings = StudySettings(attributes=2, questions=1, target="b")
     said: list[str] = []
     design = make_study(explainer, prepare(explainer.model, images, 0), settings, said.append)
@@ -100,3 +112,20 @@ def test_a_coordinate_is_asked_about_once_though_it_is_listed_both_ways(tmp_path
     assert top_attributes(both, explainer.class_names, None) == top_attributes(
         findings, explainer.class_names, None
     )
+
+
+def test_attributes_that_do_the_same_know_of_each_other(tmp_path: Path) -> None:
+    found = searched(tmp_path / "run", problems.tiny_model("stylegan2"), None)
+    settings = found.findings.settings.model_copy(update={"alike": 0.1})
+    findings = dataclasses.replace(found.findings, settings=settings)
+    explainer = Explainer(found.run, found.model, found.discovery, findings)
+    test = prepare(explainer.model, None, 0, count=40)
+    design = make_study(explainer, test, StudySettings(attributes=3, questions=1))
+    changes = [(entry.direction, entry.coordinate) for entry in design.attributes]
+    alike = likeness(explainer.model, explainer.discovery.space, explainer.discovery.styles[:32], changes)
+    expected = [
+        tuple(other for other in range(3) if other != place and abs(alike[place, other]) >= 0.1)
+        for place in range(3)
+    ]
+    assert [entry.alike for entry in design.attributes] == expected
+    assert any(expected)

@@ -125,6 +125,59 @@ def test_the_csv_has_one_key_whatever_sides_were_shown(store: Store, tmp_path: P
     assert "'=second" in words
 
 
+ANSWERS = (
+    "Timestamp,Question 1,Question 2,Question 3,Question 4,Question 5,Question 6,Question 7,Question 8,"
+    "Question 9,Question 10,Question 11,Question 12,Question 13,Question 14,Question 15,Question 16,"
+    "Question 17,Question 18\n"
+    "2022-01-20T15:11:00+00:00,A,B,B,A,B,A,A,B,A,B,B,A,B,A,A,B,A,B\n"
+    "2022-01-20T15:12:00+00:00,A,A,B,A,B,A,A,B,A,B,B,A,B,A,A,B,A,A\n"
+    "2022-01-20T15:13:00+00:00,B,A,A,B,A,B,B,A,B,A,A,B,A,B,B,A,B,A\n"
+)
+"""As the replication published its answers, of three people: all right, 2 and 18 wrong, all wrong."""
+
+ANSWER_KEY = """\
+1: A, hair
+2: B, hair
+3: B, hair
+4: A, glasses
+5: B, glasses
+6: A, glasses
+7: A, smile
+8: B, smile
+9: A, smile
+10: B, beard
+11: B, beard
+12: A, beard
+13: B, hat
+14: A, hat
+15: A, hat
+16: B, skin
+17: A, skin
+18: B, skin
+"""
+
+
+def test_answers_are_exported_in_the_published_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = study_samples.design(attributes=6, questions=3, attention=2)
+    questions = [
+        entry.model_copy(update={"key": side})
+        for entry, side in zip(drawn.questions, "ABBABAABABBABAABAB", strict=True)
+    ]
+    made = Store(tmp_path / "a.sqlite", drawn.model_copy(update={"questions": tuple(questions)}))
+    for minute, wrong in ((11, ()), (12, (2, 18)), (13, tuple(range(1, 19)))):
+        monkeypatch.setattr("stylex.study.store.now", lambda at=minute: f"2022-01-20T15:{at}:00+00:00")
+        finish(made, f"visitor {minute}", wrong)
+    names = ["hair", "glasses", "smile", "beard", "hat", "skin"]
+    write_files(made, names, out := tmp_path / "out")
+    assert (out / "answers.csv").read_bytes().decode() == ANSWERS
+    assert (out / "key.txt").read_bytes().decode() == ANSWER_KEY
+    found = analyse(out / "answers.csv", out / "key.txt")
+    assert (found.participants, found.accuracy) == (3, pytest.approx((18 + 16) / 54))
+    assert list(found.by_attribute) == names
+
+
 def test_what_is_no_store(tmp_path: Path) -> None:
     design = study_samples.design()
     file = tmp_path / "answers.sqlite"

@@ -4,9 +4,11 @@ import io
 import json
 import shutil
 import subprocess
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +25,10 @@ from stylex.counterfactuals import to_picture
 from stylex.errors import ConfigError, DataError, RunError
 from stylex.evaluation.measure import prepare
 from stylex.explainer import Explainer
+from stylex.report.pictures import as_image, enlarge
 from stylex.run import Run
 from stylex.viewer.app import create_app, exported
-from stylex.viewer.uploads import MAX_PIXELS, read_upload
+from stylex.viewer.uploads import FORMATS, MAX_PIXELS, read_upload
 from stylex.viewer.workbench import UPLOADS, Workbench
 from web_server import Visitor
 
@@ -133,10 +136,10 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
-def animated() -> bytes:
+def animated(kind: str) -> bytes:
     content = io.BytesIO()
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:])
+    frames[0].save(content, kind, save_all=True, append_images=frames[1:])
     return content.getvalue()
 
 
@@ -149,7 +152,9 @@ def animated() -> bytes:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image"),
         (bomb(30_000, 30_000), "too many pixels"),
         (bomb(MAX_PIXELS, 2), "too many pixels"),
-        (animated(), "animated"),
+        (animated("GIF"), "animated"),
+        (animated("WEBP"), "animated"),
+        (animated("PNG"), "animated"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 60, "no image|damaged"),
     ],
 )
@@ -162,6 +167,13 @@ def test_uploads_that_are_refused(content: bytes, line: str, url: str) -> None:
         code, text, _ = visitor.upload(content, "x.png", visitor.token())
         assert code == 400
         assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_still_images_of_every_kind_are_taken(kind: str) -> None:
+    taken = np.asarray(read_upload(packed(face(), kind)))
+    assert taken.shape == face().shape
+    assert taken.mean(axis=(0, 1)) == pytest.approx(face().mean(axis=(0, 1)), abs=10)  # some lose a little
 
 
 def test_truncated_images_are_refused_and_turned_ones_turned() -> None:
@@ -209,6 +221,47 @@ def test_pages_and_exports(url: str, bench: Workbench) -> None:
     for missing in ("/export/exe", "/picture/..%2f..%2frun.json", "/static/..%2fapp.py"):
         assert visitor.get(missing)[0] in (404, 422), missing
     assert visitor.get("/", host="evil.example:80")[0] == 421
+
+
+def fetched(url: str) -> tuple[bytes, Any]:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return answer.read(), answer.headers
+
+
+def holds(figure: np.ndarray, picture: np.ndarray) -> bool:
+    """Whether a picture stands somewhere in a figure, pixel by pixel."""
+    height, width = picture.shape[:2]
+    corners = np.argwhere((figure == picture[0, 0]).all(axis=-1))
+    return any(np.array_equal(figure[y : y + height, x : x + width], picture) for y, x in corners)
+
+
+def test_exports_are_of_what_is_shown(url: str, bench: Workbench) -> None:
+    content = {}
+    for kind, media in (("gif", "image/gif"), ("png", "image/png"), ("json", "application/json")):
+        content[kind], headers = fetched(f"{url}/export/{kind}?image=2&target=b&s1=40&s2=-100")
+        assert headers["content-type"] == media
+        assert headers["content-disposition"] == f'attachment; filename="stylex.{kind}"'
+    found = bench.edit(bench.subject("2"), "b", {1: 0.4, 2: -1.0})
+    assert found.original is not None
+    with Image.open(io.BytesIO(content["gif"])) as gif:
+        assert (gif.format, gif.n_frames, gif.info["loop"]) == ("GIF", 2, 0)
+        frames = []
+        for number in range(gif.n_frames):
+            gif.seek(number)
+            assert gif.info["duration"] >= 334  # no more than three flashes a second
+            frames.append(np.asarray(gif.convert("RGB")).astype(int))
+    both = [np.asarray(enlarge(as_image(picture))) for picture in (found.reconstruction, found.edited)]
+    away = [[np.abs(frame[: len(other)] - other).mean() for other in both] for frame in frames]
+    assert away[0][0] < away[0][1]  # first the reconstruction, then the edited image
+    assert away[1][1] < away[1][0]
+    with Image.open(io.BytesIO(content["png"])) as png:
+        figure = np.asarray(png.convert("RGB"))
+    for picture in (found.original, found.reconstruction, found.edited):
+        large = Image.fromarray(picture).resize((256, 256), Image.Resampling.LANCZOS)
+        assert holds(figure, np.asarray(large))
+    said = json.loads(content["json"])
+    assert (said["name"], said["target"], said["flipped"]) == (found.name, "b", found.flipped)
+    assert [entry["rank"] for entry in said["changes"]] == [1, 2]
 
 
 def test_an_image_is_looked_up_once_for_an_answer(

@@ -17,13 +17,15 @@ from PIL import Image
 import problems
 import training_problems
 import web_server
-from browsing import NARROW, WIDE, check_page
+from browsing import NARROW, WIDE, check_focus, check_page, tab_to
 from stylex import load
 from stylex.attfind import search
 from stylex.evaluation.measure import prepare
 from stylex.explainer import load_images
+from stylex.report.html import probability
 from stylex.viewer.app import create_app
 from stylex.viewer.workbench import Workbench
+from test_study_material import searched, several_classes
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -150,6 +152,139 @@ def test_flip_it_with_the_keyboard_alone(visit: Any, viewer: str) -> None:
     with page.expect_response(re.compile("/edited")):
         page.keyboard.press("ArrowRight" if before != "100" else "ArrowLeft")
     assert page.locator("#s1").input_value() != before
+
+
+def test_sliding_back_and_flipping_with_the_keyboard_alone(visit: Any, viewer: str) -> None:
+    page = visit(viewer)
+    picture, _ = edited(page)
+    shown = page.locator("#edited .after")
+    tab_to(page, "s1")
+    page.keyboard.press("End")
+    playwright.expect(shown).not_to_have_attribute("src", picture)
+    tab_to(page, "Reset", "Shift+Tab")
+    page.keyboard.press("Enter")
+    playwright.expect(shown).to_have_attribute("src", picture)
+    playwright.expect(page.locator("#s1")).to_have_value("0")
+    playwright.expect(page.locator("#do-reset")).to_be_focused()  # the new one: Tab goes on from here
+    tab_to(page, "Flip it", "Shift+Tab")
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator(".said")).not_to_be_empty()
+    playwright.expect(page.locator("#do-flip")).to_be_focused()
+
+
+def test_comparing_with_the_keyboard_alone(visit: Any, viewer: str) -> None:
+    page = visit(viewer)
+    before = page.locator("#edited .before")
+    playwright.expect(before).to_be_hidden()
+    tab_to(page, "mode")
+    page.keyboard.press("ArrowRight")
+    playwright.expect(page.locator("#mode-flicker")).to_be_checked()
+    playwright.expect(before).to_be_visible()
+    playing = "[...document.getAnimations()].map(found => found.playState)"
+    assert set(page.evaluate(playing)) == {"running"}
+    tab_to(page, "pause", "Shift+Tab")
+    page.keyboard.press("Space")
+    playwright.expect(page.locator("#pause")).to_be_checked()
+    assert set(page.evaluate(playing)) == {"paused"}
+    tab_to(page, "mode")
+    page.keyboard.press("ArrowRight")
+    playwright.expect(page.locator("#mode-slide")).to_be_checked()
+    tab_to(page, "wipe")
+    cut = "getComputedStyle(document.querySelector('#edited .after')).clipPath"
+    assert page.evaluate(cut).endswith(" 50%)")
+    for key, percent in (("ArrowRight", 51), ("Home", 0), ("End", 100)):
+        page.keyboard.press(key)
+        playwright.expect(page.locator("#edited .frame")).to_have_attribute("style", f"--cut: {percent}%;")
+        assert page.evaluate(cut).endswith(f" {percent}%)")
+
+
+def test_naming_with_the_keyboard_alone(visit: Any, viewer: str) -> None:
+    page = visit(viewer)
+    tab_to(page, "see")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("/attributes/"))
+    tab_to(page, "name")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a bright stripe")
+    tab_to(page, "Name it")
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("h1")).to_contain_text("a bright stripe")
+    tab_to(page, "Back to the image")
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("label[for=s1]")).to_contain_text("a bright stripe")
+
+
+def test_an_upload_with_the_keyboard_alone(visit: Any, viewer: str) -> None:
+    page = visit(viewer)
+    content = io.BytesIO()
+    Image.fromarray(training_problems.images(20).images[18]).save(content, "PNG")
+    tab_to(page, "file")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files({"name": "mine.png", "mimeType": "image/png", "buffer": content.getvalue()})
+    tab_to(page, "Look at it")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("image=upload-"))
+    assert "mine.png" in page.title()
+
+
+def test_the_focus_can_be_seen_wherever_tab_leads(visit: Any, viewer: str) -> None:
+    page = visit(viewer)
+    for path in ("/", "/?image=1&only=a&s1=60", "/attributes/0/1", "/?image=99"):
+        for mode in ("side", "flicker", "slide"):
+            page.goto(viewer + path)
+            if page.locator(f"#mode-{mode}").count():
+                page.evaluate(f"document.getElementById('mode-{mode}').checked = true")  # keeps the focus
+            check_focus(page)
+    visit.complaints.clear()  # the browser notes that there is no image 99
+
+
+def bench_of(path: Path, kind: str) -> Workbench:
+    """A run of three or six classes, or one that samples its images for want of an encoder."""
+    images = None if kind == "sampled" else training_problems.images(40)
+    names = {"three classes": "abc", "six classes": "abcdef"}.get(kind, "")
+    model = several_classes(*names) if names else problems.tiny_model("stylegan2")
+    explainer = searched(path, model, images)
+    return Workbench(explainer, prepare(explainer.model, images, 0, count=12))
+
+
+def row_that_moves(bench: Workbench, target: str) -> int:
+    """An image on which the first slider changes the figures that the page shows."""
+    for row in bench.rows():
+        subject = bench.subject(str(row))
+        after = bench.edit(subject, target, {1: 1.0}).probabilities_after
+        if list(map(probability, after)) != list(map(probability, subject.probabilities_before)):
+            return row
+    raise AssertionError(f"the first slider towards {target} moves nothing")
+
+
+@pytest.mark.parametrize("kind", ["three classes", "six classes", "sampled"])
+def test_every_class_can_be_aimed_at(visit: Any, tmp_path: Path, kind: str) -> None:
+    bench = bench_of(tmp_path / "run", kind)
+    names = bench.class_names
+    with web_server.served(create_app(bench, kind)) as url:
+        page = visit(url)
+        assert page.locator(".three figure").count() == (2 if kind == "sampled" else 3)
+        assert page.locator("#file").count() == (0 if kind == "sampled" else 1)
+        for place, target in enumerate(names):
+            row = row_that_moves(bench, target)
+            page.goto(f"{url}/?image={row}&target={names[place - 1]}")
+            if kind == "six classes":  # as many are folded away
+                page.click(".targets summary")
+            page.click(f".sliders nav a[href$='target={target}']")
+            playwright.expect(page.locator("#sliders-title")).to_have_text(f"Towards {target}")
+            picture, _ = edited(page)
+            page.locator("#s1").fill("100")
+            playwright.expect(page.locator("#edited .after")).not_to_have_attribute("src", picture)
+            moved = bench.edit(bench.subject(str(row)), target, {1: 1.0})
+            figures = [probability(value) for value in moved.probabilities_after]
+            playwright.expect(page.locator(".probabilities .to")).to_have_text(figures)
+        page.goto(url)
+        page.evaluate("document.querySelectorAll('details').forEach(found => { found.open = true; })")
+        check_focus(page)
+        for size in (NARROW, WIDE):
+            page.set_viewport_size(size)
+            check_page(page)
 
 
 def test_a_name_stays_in_the_run_and_is_escaped(visit: Any, viewer: str, viewed: Viewed) -> None:

@@ -294,6 +294,13 @@ class AttFindSettings(Settings):
         None, description="largest change of the score that is accepted"
     )
     effect: Literal["log_odds", "logits"] = "log_odds"
+    alike: float | None = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="cosine between two attributes' changes of an image from which the later one repeats the "
+        "earlier; null: they are not compared",
+    )
     batch_size: int | None = Field(
         None, ge=1, description="edited images synthesised at once; null: a probe finds it"
     )

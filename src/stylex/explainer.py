@@ -20,7 +20,7 @@ from stylex import hardware
 from stylex.attfind import Attribute, Discovery, Findings, load_discovery, load_findings
 from stylex.attfind.attributes import Ranking, in_class
 from stylex.attfind.names import with_name
-from stylex.attfind.pairs import Pairs, load_pairs
+from stylex.attfind.pairs import Pairs, load_pairs, named_pairs
 from stylex.attfind.search import fingerprint, save_findings
 from stylex.counterfactuals import Counterfactual, explain_styles
 from stylex.data import Dataset, decode_image, load_dataset
@@ -87,9 +87,13 @@ class Explainer:
             )
         return Ranking(found)
 
-    @cached_property
+    @property
     def pairs(self) -> Pairs:
-        """One-vs-one attributes, where they were searched."""
+        """One-vs-one attributes, where they were searched; coordinates have the names given to them."""
+        return named_pairs(self._pairs, self.findings)
+
+    @cached_property
+    def _pairs(self) -> Pairs:
         return load_pairs(self.run, fingerprint(self.findings))
 
     def counterfactual(
@@ -154,12 +158,13 @@ class Explainer:
     def _candidates(self, goal: str, styles: Tensor) -> tuple[Attribute, ...]:
         """Attributes for an image: one-vs-all, and behind them the others from its class to the target."""
         attributes = self.findings.attributes[goal]
-        if not self.pairs:
+        pairs = self.pairs
+        if not pairs:
             return attributes
         logits = self.model.classify(self.model.synthesise(styles))
         source = self.class_names[int(logits[0].argmax())]
         known = {entry.change for entry in attributes}
-        more = self.pairs.get((source, goal), ())
+        more = pairs.get((source, goal), ())
         return attributes + tuple(entry for entry in more if entry.change not in known)
 
     def probabilities(self, image: ImageLike) -> dict[str, float]:

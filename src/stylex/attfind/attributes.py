@@ -30,7 +30,9 @@ class Attribute:
 
     `effect` is the mean change of the target's log-odds (or logit, see AttFindSettings.effect) over the
     `images` searched, `effect_std` its standard deviation over them, `flipped` the share of them that this
-    change alone sends to the target class. `rank` counts from 1. `name` is what a person called it.
+    change alone sends to the target class. `rank` counts from 1. `name` is what a person called it. `repeats`
+    is the rank of the attribute of the same target that does the same (see `likeness`); None for one that is
+    distinct, and where they were not compared.
     """
 
     target: str
@@ -45,6 +47,7 @@ class Attribute:
     flipped: float
     images: int
     name: str | None = None
+    repeats: int | None = None
 
     @property
     def change(self) -> DirectedCoordinate:
@@ -66,6 +69,11 @@ class Ranking(tuple[Attribute, ...]):
     """Attributes, best first: a tuple that a notebook shows as a table."""
 
     __slots__ = ()
+
+    @property
+    def distinct(self) -> Ranking:
+        """Without those that do the same as one before them; ranks stay."""
+        return Ranking(entry for entry in self if entry.repeats is None)
 
     def _repr_html_(self) -> str:
         from stylex.report.notebook import attributes_html

@@ -98,8 +98,7 @@ def measure(
 
 def _begin(shards: Shards, numbers: Sequence[int]) -> list[int]:
     """The shards that are missing; an earlier sweep's are removed if it was another."""
-    if Record(shards.folder).read().get("key") != shards.key:
-        shards.start_over()
+    shards.begin()
     return shards.missing(numbers)
 
 

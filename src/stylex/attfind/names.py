@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from stylex.attfind.attributes import Attribute, Findings
@@ -51,12 +52,16 @@ def names_of(findings: Findings) -> dict[int, str]:
 
 def with_names_of(findings: Findings, earlier: Findings) -> Findings:
     """New findings with the names that an earlier search of the same generator was given."""
-    return _renamed(findings, dict(names_of(earlier)))
+    return _renamed(findings, names_of(earlier))
 
 
-def _renamed(findings: Findings, names: dict[int, str | None]) -> Findings:
-    def renamed(entry: Attribute) -> Attribute:
-        return entry.named(names[entry.coordinate]) if entry.coordinate in names else entry
+def named(entries: Iterable[Attribute], names: Mapping[int, str | None]) -> tuple[Attribute, ...]:
+    """Attributes with the names of their coordinates; those without an entry there stay as they are."""
+    return tuple(
+        entry.named(names[entry.coordinate]) if entry.coordinate in names else entry for entry in entries
+    )
 
-    attributes = {target: tuple(map(renamed, found)) for target, found in findings.attributes.items()}
+
+def _renamed(findings: Findings, names: Mapping[int, str | None]) -> Findings:
+    attributes = {target: named(found, names) for target, found in findings.attributes.items()}
     return replace(findings, attributes=attributes)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stylex.attfind.attributes import Attribute, describe, in_class, select
+from stylex.attfind.attributes import Attribute, Findings, describe, in_class, select
 from stylex.attfind.class_effects import blocks
 from stylex.attfind.effects import Activation
+from stylex.attfind.names import named, names_of
 from stylex.attfind.selection import EffectsArray
 from stylex.config import AttFindSettings
 from stylex.errors import RunError
@@ -70,10 +71,21 @@ def find_pairs(
 
 def save_pairs(run: Run, pairs: Pairs, key: str) -> None:
     """Write pairs.json; `key` says which search they belong to."""
-    nested: dict[str, dict[str, Any]] = {}
+    write_json(run.path / "pairs.json", {"search": key, "pairs": pairs_to_json(pairs)})
+
+
+def pairs_to_json(pairs: Pairs) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Plain values: class of the image → target → attributes."""
+    nested: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for (source, target), attributes in pairs.items():
         nested.setdefault(source, {})[target] = [entry.to_json() for entry in attributes]
-    write_json(run.path / "pairs.json", {"search": key, "pairs": nested})
+    return nested
+
+
+def named_pairs(pairs: Pairs, findings: Findings) -> Pairs:
+    """The pairs with the names that coordinates have in `findings`."""
+    names = names_of(findings)
+    return {pair: named(entries, names) for pair, entries in pairs.items()}
 
 
 def load_pairs(run: Run, key: str) -> Pairs:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stylex.attfind.class_effects import effects_of
-from stylex.attfind.screening import Left, first_order, stages, survivors
+from stylex.attfind.attributes import in_class, select, sought
+from stylex.attfind.class_effects import class_effects, effects_of
+from stylex.attfind.screening import Left, Stages, first_order, stages, survivors
 from stylex.attfind.selection import unstable_images
 from stylex.attfind.shards import ScreenedShards
 from stylex.config import AttFindSettings
@@ -49,17 +50,50 @@ def screened_sweep(
     plan = stages(found.logits.numpy(), model.classifier.activation, seed)
     shards = ScreenedShards(folder, key, found.logits, found.space.size, settings.stored, plan)
     earlier: Left | None = None
+    if world.first:
+        shards.begin()  # before anything is judged and kept beside them
     for stage in range(len(plan.ends)):
-        if stage:
-            if world.first:
-                earlier = _left(shards, stage, earlier, found, model, settings, seed)
-                shards.unstable = earlier.unstable
-            changes = world.share(earlier.changes if earlier is not None else None)[0]
-            assert changes is not None
-            shards.open_changes(stage, changes)
+        if world.first:
+            earlier = _left(shards, stage, earlier, found, model, settings, seed)
+            shards.unstable = earlier.unstable
+        changes = world.share(earlier.changes if earlier is not None else None)[0]
+        assert changes is not None
+        shards.open_changes(stage, changes)
         wanted = torch.from_numpy(shards.open_changes(stage))
         measured(shards, numbers=shards.numbers(stage), wanted=wanted)
+    if len(model.class_names) == 2 and model.classifier.activation == "softmax":
+        opposite = world.share(_opposite(shards, found, model, settings) if world.first else None)[0]
+        assert opposite is not None
+        if opposite.any():
+            number = len(found.logits)
+            whole = Stages(tuple(range(number)), (number,))
+            more = ScreenedShards(
+                folder, key, found.logits, found.space.size, settings.stored, whole, "opposite"
+            )
+            more.open_changes(0, opposite)
+            measured(more, wanted=torch.from_numpy(opposite), on_progress=None)
+            shards.more = more
     return shards
+
+
+def _opposite(
+    shards: ScreenedShards, found: Discovery, model: Model, settings: AttFindSettings
+) -> npt.NDArray[np.bool_]:
+    """Changes [2, S] that merging the lists of two classes asks for and no stage has measured.
+
+    It orders coordinates by what their ends do towards one class and the other.
+    """
+    before, activation = found.logits.numpy(), model.classifier.activation
+    last = shards.open_changes(len(shards.plan.ends) - 1)
+    wanted = np.zeros_like(last)
+    stable = np.ones(len(before), bool) if shards.unstable is None else ~shards.unstable
+    with class_effects(before, shards, settings, activation, shards.folder.parent) as effects:
+        for target in sought(before, activation):
+            images = ~in_class(before, target, activation) & stable
+            if images.any():
+                for direction, coordinate in select(effects, target, settings, images, None):
+                    wanted[1 - direction, coordinate] = True
+    return np.asarray(wanted & ~last)
 
 
 def _left(
@@ -71,42 +105,75 @@ def _left(
     settings: AttFindSettings,
     seed: int,
 ) -> Left:
-    """The changes that a stage measures: as recorded, or judged by what the stages before it measured."""
+    """The changes that a stage measures: as recorded, or judged by what the stages before it measured.
+
+    The first stage: by first-order effects, or everything where there are none.
+    """
     record = shards.folder / f"left-{stage}.json"
     known = _recorded_left(record, shards)
     if known is not None:
         return known
-    before, activation = found.logits.numpy(), model.classifier.activation
-    open_: npt.NDArray[np.bool_] = np.asarray(shards.open_changes(stage - 1).any(axis=0))
-    images, after = shards.measured(stage - 1)
-    effects = effects_of(before[images], after, settings, activation)
     if earlier is None:
-        slopes = first_order(model, found.space, found.styles, before, settings, activation)
-        protected = np.zeros_like(open_) if slopes is None else slopes.strongest
-        unstable = np.zeros(len(before), bool)
-        if slopes is not None and slopes.unstable is not None:
-            unstable = slopes.unstable
-        if settings.unstable_threshold is not None:  # of these everything has been measured
-            exact = unstable_images(effects, settings.unstable_threshold, settings.unstable_max_share)
-            unstable = unstable.copy()
-            unstable[images] = exact
+        result = _likely(found, model, settings)
     else:
-        protected, unstable = earlier.protected, earlier.unstable
-    kept, sure = survivors(effects, before[images], ~unstable[images], settings, activation, seed + stage)
-    left = np.zeros_like(open_)
-    left[np.flatnonzero(open_)[kept]] = True
-    left |= protected & open_
-    changes = np.broadcast_to(left, (2, len(left))).copy()
-    result = Left(len(images), changes, sure, protected, unstable)
+        result = _judged(shards, stage, earlier, found, model, settings, seed)
     write_json(record, {"key": shards.key, **result.to_json()})
     logger.info(
         "%d of %d changes are left after %d images, %.1f %% sure",
-        changes.sum(),
-        changes.size,
-        len(images),
-        100 * sure,
+        result.changes.sum(),
+        result.changes.size,
+        result.images,
+        100 * result.sure,
     )
     return result
+
+
+def _likely(found: Discovery, model: Model, settings: AttFindSettings) -> Left:
+    """What the first stage measures."""
+    before, activation = found.logits.numpy(), model.classifier.activation
+    slopes = first_order(model, found.space, found.styles, before, settings, activation)
+    nobody = np.zeros(len(before), bool)
+    if slopes is None:
+        nothing = np.zeros((2, found.space.size), bool)
+        return Left(0, ~nothing, 1.0, nothing, nobody)
+    unstable = nobody if slopes.unstable is None else slopes.unstable
+    return Left(len(before), slopes.likely, 1.0, slopes.strongest, unstable, first_order=True)
+
+
+def _judged(
+    shards: ScreenedShards,
+    stage: int,
+    earlier: Left,
+    found: Discovery,
+    model: Model,
+    settings: AttFindSettings,
+    seed: int,
+) -> Left:
+    """What a later stage measures, by the effects that the stages before it found."""
+    before, activation = found.logits.numpy(), model.classifier.activation
+    open_ = shards.open_changes(stage - 1)
+    images, after = shards.measured(stage - 1)
+    effects = effects_of(before[images], after, settings, activation)
+    unstable = earlier.unstable
+    if open_.all() and settings.unstable_threshold is not None:  # else no share of all can be told
+        whole = effects.reshape(len(images), *open_.shape, -1)
+        exact = unstable_images(whole, settings.unstable_threshold, settings.unstable_max_share)
+        unstable = unstable.copy()
+        unstable[images] = exact
+    changes = np.flatnonzero(open_.ravel())
+    kept, sure = survivors(
+        effects,
+        changes % open_.shape[1],
+        before[images],
+        ~unstable[images],
+        settings,
+        activation,
+        seed + stage,
+    )
+    left = np.zeros(open_.size, bool)
+    left[changes[kept]] = True
+    left = left.reshape(open_.shape) | (earlier.protected & open_)
+    return Left(len(images), left, sure, earlier.protected, unstable)
 
 
 def _recorded_left(record: Path, shards: ScreenedShards) -> Left | None:
@@ -121,10 +188,19 @@ def _recorded_left(record: Path, shards: ScreenedShards) -> Left | None:
 
 
 def screening_notes(run: Run) -> tuple[dict[str, Any], ...]:
-    """How the run's screened search went, by stage: images judged by, changes left, how sure that is."""
+    """How the run's screened search went, stage by stage where something was left out.
+
+    Images judged by, whether by first-order effects, changes left, and how sure that is (see `survivors`).
+    """
     files = sorted((run.path / "effects").glob("left-*.json"))
     notes = [read_json(file) for file in files]
     return tuple(
-        {"images": each["images"], "changes_left": len(each["changes"]), "sure": each["sure"]}
+        {
+            "images": each["images"],
+            "first_order": each["first_order"],
+            "changes_left": len(each["changes"]),
+            "sure": None if each["first_order"] else each["sure"],
+        }
         for each in notes
+        if each["images"]
     )

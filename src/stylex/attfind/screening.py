@@ -1,11 +1,11 @@
-"""A search that measures most changes on a few images only, and those that could be selected on all.
+"""A search that measures most changes on no image or a few, and those that could be selected on all.
 
-Of thousands of coordinates a selection takes a few. All changes are measured on a first part of the images;
-which of them could be selected from all images is asked of resampled images (the bootstrap, Efron 1979), and
-only those are measured on a larger part, and so on: successive rejects (Audibert et al. 2010), with the
-selection itself in place of a mean, since it takes a coordinate that is weak on all images if it explains
-those that are left. First-order effects of all images, which cost a backward pass for each class, bring back
-what moves images that the first part has none of.
+Of thousands of changes a selection takes a few. First-order effects of all images, which cost a backward pass
+for each class, say which are likely to be among them, on the mean or on some images. Those are measured on a
+first part of the images; which of them could be selected from all images is asked of resampled images (the
+bootstrap, Efron 1979), and only those are measured on a larger part, and so on: successive rejects (Audibert
+et al. 2010), with the selection itself in place of a mean, since it takes a coordinate that is weak on all
+images if it explains those that are left.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ from stylex.model import Model
 from stylex.networks import Synthesis
 from stylex.stylespace import StyleSpace
 
+LIKELY_SHARE = 0.125
+LIKELY_LEAST = 240
+"""Changes towards a class that the first stage measures, the largest by first-order effect on the mean: a
+share of the coordinates, or a number if that is more. Selections need not grow with the coordinates."""
+
 FIRST_IMAGES = 8
-"""Of each class, on which everything is measured."""
+"""Of each class, in the first stage."""
 
 GROWTH = 4
 """How many times as many images the next stage has; the last has all."""
@@ -100,10 +105,12 @@ class FirstOrder:
     """What first-order effects of all images say.
 
     Attributes:
-        strongest: coordinates [S] among the largest of several images.
+        likely: changes [2, S] among the largest on the mean, or of several images.
+        strongest: of these, the changes among the largest of several images.
         unstable: images [N] of which more than the allowed share of effects is large; None: not asked for.
     """
 
+    likely: BoolArray
     strongest: BoolArray
     unstable: BoolArray | None
 
@@ -118,9 +125,9 @@ def first_order(
 ) -> FirstOrder | None:
     """Effects as they would be if log-odds were linear in styles, of all images; None without gradients.
 
-    A coordinate counts where it is among the three strongest, to either end, of two images or one in a
-    hundred of another class than some target. One backward pass for each class and batch of images; what is
-    held does not grow with the images.
+    A change is likely to be selected for a target where its positive effect is among the largest on the mean
+    over the images of other classes, or among the three strongest of two of them or one in a hundred. One
+    backward pass for each class and batch of images; what is held does not grow with the images.
 
     Args:
         styles: [N, T].
@@ -129,7 +136,9 @@ def first_order(
     if not model.classifier.differentiable or not isinstance(model.generator.synthesis, Synthesis):
         return None
     targets = sought(before, activation)
-    counts = np.zeros((before.shape[1], space.size), np.int64)
+    changes = 2 * space.size
+    sums = np.zeros((before.shape[1], changes))
+    counts = np.zeros((before.shape[1], changes), np.int64)
     unstable = None if settings.unstable_threshold is None else np.zeros(len(before), bool)
     size = 8
     for first in range(0, len(styles), size):
@@ -137,18 +146,24 @@ def first_order(
         effects = first_order_effects(model, space, styles[rows], activation, settings.shift)
         for target in targets:
             others = ~in_class(before[rows], target, activation)
-            best = effects[others, :, :, target].max(axis=1)  # [n, S]
-            top = np.argpartition(-best, min(STRONGEST, space.size) - 1, axis=1)[:, :STRONGEST]
-            np.add.at(counts[target], top[np.take_along_axis(best, top, axis=1) > 0], 1)
+            gains = np.maximum(effects[others, :, :, target], 0).reshape(-1, changes)
+            sums[target] += gains.sum(axis=0)
+            top = np.argpartition(-gains, min(STRONGEST, changes) - 1, axis=1)[:, :STRONGEST]
+            np.add.at(counts[target], top[np.take_along_axis(gains, top, axis=1) > 0], 1)
         if unstable is not None and settings.unstable_threshold is not None:
             large = (np.abs(effects) > settings.unstable_threshold).reshape(len(effects), -1)
             unstable[rows] = large.mean(axis=1) > settings.unstable_max_share
     strongest: BoolArray = np.asarray((counts >= _needed(len(before))).any(axis=0))
-    return FirstOrder(strongest, unstable)
+    likely = strongest.copy()
+    for target in targets:
+        most = max(LIKELY_LEAST, int(LIKELY_SHARE * space.size))
+        largest = np.argsort(-sums[target], kind="stable")[:most]
+        likely[largest[sums[target][largest] > 0]] = True
+    return FirstOrder(likely.reshape(2, -1), strongest.reshape(2, -1), unstable)
 
 
 def _needed(images: int) -> int:
-    """Images of which a coordinate must be among the strongest: two, or one of a hundred."""
+    """Images of which a change must be among the strongest: two, or one of a hundred."""
     return max(2, images // 100)
 
 
@@ -181,16 +196,18 @@ def _log_odds(logits: Tensor, activation: Activation) -> Tensor:
 
 def survivors(
     effects: FloatArray,
+    coordinates: npt.NDArray[np.integer],
     before: npt.NDArray[np.float32],
     stable: BoolArray,
     settings: AttFindSettings,
     activation: Activation,
     seed: int,
 ) -> tuple[BoolArray, float]:
-    """Coordinates [C] that could be selected from all images, judged by these; and how sure that is.
+    """Changes [M] that could be selected from all images, judged by these; and how sure that is.
 
     Args:
-        effects: [n, 2, C, K] of the images measured so far and the coordinates still in question.
+        effects: [n, M, K] of the images measured so far and the changes still in question.
+        coordinates: which coordinate each of the changes moves, [M].
         before: logits [n, K] of these images, unchanged.
         stable: mask [n] of the images that count.
 
@@ -200,7 +217,7 @@ def survivors(
     """
     random = np.random.default_rng(seed)
     wanted = settings.model_copy(update={"count": int(np.ceil(settings.count * SPARE))})
-    kept = np.zeros(effects.shape[2], bool)
+    kept = np.zeros(effects.shape[1], bool)
     sure = 1.0
     for target in range(before.shape[1]):
         inside = in_class(before, target, activation)
@@ -209,7 +226,7 @@ def survivors(
         images = ~inside & stable
         if images.sum() < ENOUGH_IMAGES:
             return np.ones_like(kept), 0.0
-        ranking = Resampled(np.ascontiguousarray(effects[images, :, :, target]), settings)
+        ranking = Resampled(np.ascontiguousarray(effects[images, :, target]), coordinates, settings)
         number = int(images.sum())
         kept[ranking.select(np.ones(number), wanted.count)] = True
         for _ in range(REPLICATES):
@@ -234,37 +251,45 @@ class Resampled:
     """Selections for one target from images that count more than once: `attributes.select`, with weights.
 
     Args:
-        effects: [n, 2, C] for the target, of the images that may be selected from.
+        effects: [n, M] for the target, of the images that may be selected from.
+        coordinates: which coordinate each of the changes moves, [M].
     """
 
-    def __init__(self, effects: FloatArray, settings: AttFindSettings) -> None:
-        self._positive = np.maximum(effects, 0).reshape(len(effects), -1).astype(np.float64)
-        self._coordinates = effects.shape[2]
+    def __init__(
+        self, effects: FloatArray, coordinates: npt.NDArray[np.integer], settings: AttFindSettings
+    ) -> None:
+        self._positive = np.maximum(effects, 0).astype(np.float64)
+        self._coordinates = coordinates
         self._settings = settings
         self._moved: npt.NDArray[np.float64] | None = None
         if settings.method == "independent":
             self._moved = (self._positive > settings.independent_threshold).astype(np.float64)
 
     def select(self, weights: npt.NDArray[np.float64], count: int) -> list[int]:
-        """The coordinates selected, best first, at most `count`; weights [n]."""
+        """The changes [M] picked for at most `count` coordinates, weights [n]; best first, but for removals.
+
+        A coordinate may be picked at both ends; the later pick is no attribute, but bears on what follows.
+        """
         if self._moved is not None:
             return self._independent(self._moved, weights, count)
-        chosen: list[int] = []
-        closed = np.zeros(self._coordinates, bool)
-        while len(chosen) < count:
-            found = self._round(weights, count - len(chosen), closed)
+        picked: list[int] = []
+        while (chosen := len(self.coordinates(picked))) < count:
+            found = self._round(weights, count - chosen, np.isin(self._coordinates, self.coordinates(picked)))
             if not found:
                 break
-            chosen += found
-            closed[found] = True
-        return chosen
+            picked += found
+        return picked
+
+    def coordinates(self, picked: list[int]) -> list[int]:
+        """The coordinates of changes, each once, in their order."""
+        return list(dict.fromkeys(self._coordinates[picked].tolist()))
 
     def _round(self, weights: npt.NDArray[np.float64], count: int, closed: BoolArray) -> list[int]:
-        """One round of *subset* or *removal*: coordinates in the order of their first pick."""
+        """One round of *subset* or *removal*: changes in the order of their picks."""
         limit = self._settings.max_image_effect
         account = np.zeros(len(weights))
         active = weights.copy()
-        out = np.tile(closed, 2)
+        out = closed.copy()
         found: list[int] = []
         for _ in range(count):
             sums = active @ self._positive
@@ -273,8 +298,7 @@ class Resampled:
             if sums[best] <= 0:
                 break
             out[best] = True
-            if best % self._coordinates not in found:
-                found.append(best % self._coordinates)
+            found.append(best)
             gains = self._positive[:, best]
             if self._settings.method == "subset":
                 account += gains
@@ -291,8 +315,9 @@ class Resampled:
         counts, sums = weights @ moved, weights @ self._positive
         kept = (counts > 0) & (counts / weights.sum() >= self._settings.independent_min_share)
         order = np.lexsort((-sums, -counts))
-        coordinates = (order[kept[order]][: 2 * count] % self._coordinates).tolist()
-        return list(dict.fromkeys(coordinates))[:count]
+        picked: list[int] = order[kept[order]][: 2 * count].tolist()
+        chosen = self.coordinates(picked)[:count]
+        return [change for change in picked if self._coordinates[change] in chosen]
 
 
 @dataclass(frozen=True)
@@ -300,11 +325,12 @@ class Left:
     """What is left for a stage, and why; kept in the run, so that nothing is judged twice.
 
     Attributes:
-        images: how many it was judged by.
+        images: how many it was judged by; 0 where nothing was and everything stays.
         changes: mask [2, S].
-        sure: see `survivors`.
-        protected: coordinates [S] that first-order effects keep in.
+        sure: see `survivors`; 1 where everything stays or first-order effects decided.
+        protected: changes [2, S] that first-order effects keep in.
         unstable: images [N] that are left out, by their first-order effects.
+        first_order: whether first-order effects decided, not measured ones.
     """
 
     images: int
@@ -312,14 +338,16 @@ class Left:
     sure: float
     protected: BoolArray
     unstable: BoolArray
+    first_order: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; masks as numbers of what is set."""
         return {
             "images": self.images,
+            "first_order": self.first_order,
             "changes": np.flatnonzero(self.changes.ravel()).tolist(),
             "sure": self.sure,
-            "protected": np.flatnonzero(self.protected).tolist(),
+            "protected": np.flatnonzero(self.protected.ravel()).tolist(),
             "unstable": np.flatnonzero(self.unstable).tolist(),
         }
 
@@ -330,8 +358,9 @@ class Left:
             content["images"],
             _mask(content["changes"], 2 * coordinates).reshape(2, coordinates),
             content["sure"],
-            _mask(content["protected"], coordinates),
+            _mask(content["protected"], 2 * coordinates).reshape(2, coordinates),
             _mask(content["unstable"], images),
+            content["first_order"],
         )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from stylex.attfind.attributes import Findings, find_attributes, in_class, sought
 from stylex.attfind.class_effects import class_effects
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
+from stylex.attfind.likeness import mark_repeats
 from stylex.attfind.measuring import OnProgress, measure
 from stylex.attfind.names import with_names_of
 from stylex.attfind.pairs import find_pairs, save_pairs
@@ -229,7 +230,9 @@ def search(
             measured(shards)
     content: dict[str, Any] = {}
     if world.first:
-        findings = _with_earlier_names(run, model, _selected(run, model, found, shards, settings, unstable))
+        findings = _selected(run, model, found, shards, settings, unstable)
+        findings = mark_repeats(model, found.space, found.styles, found.logits, findings)
+        findings = _with_earlier_names(run, model, findings)
         save_discovery(run, found, model, findings)
         save_findings(run, findings)
         if one_vs_one:

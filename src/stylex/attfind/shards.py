@@ -42,6 +42,7 @@ class Shards:
         self.folder, self.key, self.stored = folder, key, stored
         self.before = before.float().cpu()
         self.shape = (len(before), 2, coordinates, before.shape[1])
+        self._begun = False
 
     def __len__(self) -> int:
         """The number of files."""
@@ -128,29 +129,40 @@ class Shards:
     def _gone(self, number: int) -> RunError:
         return RunError(f"{self.file(number)}: missing or damaged; the same search measures it again")
 
-    def start_over(self) -> None:
-        """Remove what an earlier sweep left."""
-        if self.folder.exists():
+    def begin(self) -> None:
+        """Remove what another sweep left, the first time; what its record calls this one's stays."""
+        if not self._begun and Record(self.folder).read().get("key") != self.key and self.folder.exists():
             shutil.rmtree(self.folder)
+        self._begun = True
 
 
 class ScreenedShards(Shards):
     """The files of a screened sweep (`screening`): each stage's images with the changes that it measures.
 
-    As an array it shows the changes of the last stage; all others have the unchanged logits.
+    As an array it shows the changes of the last stage (and `more`); all others have the unchanged logits.
 
     Args:
         plan: which images are measured in which stage.
+        name: what the files' names begin with.
 
     `unstable`: images [N] that selection leaves out, once that is known: the share of all effects that are
-    large cannot be told from the few that are measured.
+    large cannot be told from the few that are measured. `more`: other changes that were measured on all
+    images, and show too.
     """
 
     def __init__(
-        self, folder: Path, key: str, before: Tensor, coordinates: int, stored: Stored, plan: Stages
+        self,
+        folder: Path,
+        key: str,
+        before: Tensor,
+        coordinates: int,
+        stored: Stored,
+        plan: Stages,
+        name: str = "stage",
     ) -> None:
         super().__init__(folder, key, before, coordinates, stored)
-        self.plan = plan
+        self.plan, self.name = plan, name
+        self.more: ScreenedShards | None = None
         self._parts: list[tuple[int, tuple[int, ...]]] = []
         for stage in range(len(plan.ends)):
             images = plan.images(stage)
@@ -175,16 +187,16 @@ class ScreenedShards(Shards):
         return [number for number, (found, _) in enumerate(self._parts) if found == stage]
 
     def open_changes(self, stage: int, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
-        """The changes [2, S] that a stage measures; with `mask`, set so. The first stage measures all.
+        """The changes [2, S] that a stage measures; with `mask`, set so: no more than the stage before.
 
-        Of a coordinate both ends or none; no more than the stage before.
+        The first stage measures all unless it is set.
         """
         if mask is not None:
             self._open = [*self._open[:stage], mask]
         return self._open[stage]
 
     def file(self, number: int) -> Path:
-        return self.folder / f"stage-{self._parts[number][0]}-{number:06d}.safetensors"
+        return self.folder / f"{self.name}-{self._parts[number][0]}-{number:06d}.safetensors"
 
     def _changes(self, number: int) -> npt.NDArray[np.intp]:
         """Flat numbers of the changes that a file holds."""
@@ -211,7 +223,7 @@ class ScreenedShards(Shards):
         return whole
 
     def measured(self, stage: int) -> tuple[list[int], npt.NDArray[np.float32]]:
-        """Images up to and with a stage, and logits [n, 2, C, K] for the C coordinates that it measures.
+        """Images up to and with a stage, and logits [n, M, K] for the M changes that it measures.
 
         Raises:
             RunError: a file is missing or damaged.
@@ -226,8 +238,7 @@ class ScreenedShards(Shards):
             logits = self._read(number, (len(chosen), self.shape[3]))
             if logits is None:
                 raise self._gone(number)
-            rows = logits[:, torch.from_numpy(np.searchsorted(chosen, wanted))]
-            found.append(rows.reshape(len(held), 2, -1, self.shape[3]))
+            found.append(logits[:, torch.from_numpy(np.searchsorted(chosen, wanted))])
             images += held
         return images, torch.cat(found).numpy()
 
@@ -243,6 +254,9 @@ class ScreenedShards(Shards):
         closed = torch.from_numpy(~self._open[-1])[None, :, :, None]
         logits = torch.stack([rows[image] for image in images])
         found: npt.NDArray[np.float32] = logits.where(~closed, self.before[start:stop, None, None]).numpy()
+        if self.more is not None:
+            shown = self.more.open_changes(0)
+            found[:, shown] = self.more[start:stop][:, shown]
         return found
 
 

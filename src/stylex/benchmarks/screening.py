@@ -71,4 +71,6 @@ def bench_screened(
         for stage in stages
         for number in shards.numbers(stage)
     )
+    if shards.more is not None:
+        done += len(found.styles) * int(shards.more.open_changes(0).sum())
     return ScreenedResult(len(found.styles), 2 * found.space.size * len(found.styles), done, seconds)

@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylex.classifiers.classifier import Classifier
-from stylex.classifiers.options import Hints
+from stylex.classifiers.options import Hints, Options, as_hints
 from stylex.classifiers.sources import square_size, wrapped
-from stylex.errors import CheckpointError, ClassifierError, reason_of
+from stylex.config import validate
+from stylex.errors import CheckpointError, ClassifierError, ConfigError, reason_of
+
+ABOUT = re.compile(r"(.+/)?extra(_files)?/stylex\.json")
+"""The extra file of an archive that says what its network takes and gives, with the keys of `Options`."""
 
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """PyTorch's switch that makes every `torch.load` refuse code, also those within `torch.export.load`."""
@@ -102,7 +107,7 @@ def from_torchscript(path: Path, hints: Hints) -> Classifier:
     """Load a TorchScript file (`torch.jit.save`); its code is TorchScript, which cannot reach the system.
 
     Raises:
-        CheckpointError: damaged. ClassifierError: its outputs are no logits.
+        CheckpointError: damaged. ClassifierError: its outputs are no logits, or as for `about`.
     """
     try:
         with warnings.catch_warnings():
@@ -111,7 +116,7 @@ def from_torchscript(path: Path, hints: Hints) -> Classifier:
             module.eval()
     except Exception as error:  # a damaged archive can fail in any way
         raise CheckpointError(f"{path}: not a whole TorchScript file ({reason_of(error)})") from None
-    return wrapped(Graph(module, file_hash(path)), f"torchscript {path.name}", hints)
+    return _told(Graph(module, file_hash(path)), f"torchscript {path.name}", path, hints)
 
 
 def from_exported(path: Path, hints: Hints) -> Classifier:
@@ -121,7 +126,7 @@ def from_exported(path: Path, hints: Hints) -> Classifier:
 
     Raises:
         CheckpointError: damaged, or with code inside. ClassifierError: its inputs are no square images, or
-            its outputs no logits.
+            its outputs no logits, or as for `about`.
     """
     _check_sizes(path)
     try:
@@ -143,13 +148,53 @@ def from_exported(path: Path, hints: Hints) -> Classifier:
             raise ClassifierError(f"{path}: takes images of {channels} channels; expected 3 or 1")
         known |= square_size(path, height, width)
     graph = Graph(module, file_hash(path), batch)
-    return wrapped(graph, f"torch.export {path.name}", hints, **known)
+    return _told(graph, f"torch.export {path.name}", path, hints, **known)
+
+
+def about(path: Path) -> Hints:
+    """What an archive says of its network in an extra file `stylex.json`; nothing where it has none.
+
+    `torch.jit.save(…, _extra_files=…)` and `torch.export.save(…, extra_files=…)` put it there. The keys are
+    those of a YAML file of options.
+
+    Raises:
+        ClassifierError: it is no JSON object, or has a key that is unknown or means nothing here, or a value
+            out of range.
+    """
+    name = next(filter(ABOUT.fullmatch, _members(path)), None)
+    if name is None:
+        return Hints()
+    where = f"{path}: stylex.json within"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = json.loads(archive.read(name))
+    except Exception as error:  # a damaged archive can fail in any way
+        raise ClassifierError(f"{where}: not readable as JSON ({reason_of(error)})") from None
+    if not isinstance(content, dict):
+        raise ClassifierError(f"{where}: is a {type(content).__name__}; expected an object of options")
+    try:
+        told = as_hints(validate(Options, content, where), {})
+    except ConfigError as error:
+        raise ClassifierError(str(error)) from None
+    needless = [*(["source"] if "source" in content else []), *told.only("outputs")]
+    if needless:
+        raise ClassifierError(f"{where}: {needless[0]} means nothing there; leave it out")
+    return told
 
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _told(graph: Graph, name: str, path: Path, hints: Hints, **known: Any) -> Classifier:
+    """A graph as a classifier: the hints win over what its file says of it, this over `known`."""
+    said = about(path)
+    outputs = hints.outputs or said.outputs
+    classifier = wrapped(graph, name, replace(hints, outputs=outputs), **(known | said.given()))
+    classifier.trusted = outputs is not None
+    return classifier
 
 
 def _input_shape(program: Any) -> tuple[int | None, ...] | None:

@@ -180,7 +180,7 @@ def load(
                     f"{source}: {needless[0]} means nothing for {kind.description}; leave it out"
                 )
             classifier = kind.read(plain, hints).freeze()
-            classifier.trusted = hints.outputs is not None
+            classifier.trusted = classifier.trusted or hints.outputs is not None
             classifier.check(_probe_images(classifier))
             return classifier
     raise ClassifierError(_not_recognised(str(plain)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
 
 from stylex import parallel
-from stylex.attfind import Findings
+from stylex.attfind import Attribute, Findings
+from stylex.attfind.pairs import Pairs, load_pairs, named_pairs, pairs_to_json
+from stylex.attfind.search import fingerprint
 from stylex.cli.output import (
     AsJson,
     Device,
@@ -73,8 +75,15 @@ def attfind(
             findings = _search(run, hardware, chosen_settings, data, most, world, one_vs_one)
     if world.first:
         notes = screening_notes(run) if findings.settings.sweep == "screened" else ()
-        text = "\n".join([describe(findings), *(f"  {_about(note, findings)}" for note in notes)])
-        result(as_json, {"run": str(path), **findings.to_json(), "screening": list(notes)}, text)
+        pairs = named_pairs(load_pairs(run, fingerprint(findings)), findings) if one_vs_one else {}
+        lines = [describe(findings), *describe_pairs(pairs), *(_about(note, findings) for note in notes)]
+        content = {
+            "run": str(path),
+            **findings.to_json(),
+            "pairs": pairs_to_json(pairs),
+            "screening": list(notes),
+        }
+        result(as_json, content, "\n".join(lines))
 
 
 def _search(
@@ -112,9 +121,11 @@ def _search(
 
 
 def _about(note: Mapping[str, Any], findings: Findings) -> str:
+    how = "first-order effects" if note["first_order"] else "effects"
+    sure = "" if note["sure"] is None else f", {note['sure']:.1%} sure"
     return (
-        f"screened on {note['images']} images: {note['changes_left']} of {2 * findings.coordinates} changes "
-        f"left, {note['sure']:.1%} sure"
+        f"  screened by {how} on {note['images']} images: {note['changes_left']} of "
+        f"{2 * findings.coordinates} changes left{sure}"
     )
 
 
@@ -122,11 +133,25 @@ def describe(findings: Findings, most: int = 10) -> str:
     """Attributes as lines of text."""
     lines = []
     for target, found in findings.attributes.items():
-        if not found:
-            continue
-        lines.append(f"towards '{target}' ({findings.images} images searched)")
-        lines += [
-            f"  {entry.rank:2d}. {entry.title}: effect {entry.effect:+.2f}, flips {entry.flipped:.0%} alone"
-            for entry in found[:most]
-        ]
+        if found:
+            lines.append(f"towards '{target}' ({findings.images} images searched)")
+            lines += _ranked(found[:most])
     return "\n".join(lines)
+
+
+def describe_pairs(pairs: Pairs, most: int = 3) -> list[str]:
+    """Attributes from each class to each other one as lines of text."""
+    lines = []
+    for (source, target), found in pairs.items():
+        if found:
+            lines.append(f"from '{source}' to '{target}' ({found[0].images} images searched)")
+            lines += _ranked(found[:most])
+    return lines
+
+
+def _ranked(entries: Iterable[Attribute]) -> list[str]:
+    return [
+        f"  {entry.rank:2d}. {entry.title}: effect {entry.effect:+.2f}, flips {entry.flipped:.0%} alone"
+        + ("" if entry.repeats is None else f", the same change as {entry.repeats}")
+        for entry in entries
+    ]

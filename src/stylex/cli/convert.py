@@ -21,6 +21,10 @@ def convert(
         str | None, typer.Option(help="What is to be explained: as for 'stylex train --classifier'.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Images, for a model that has an encoder.")] = None,
+    label: Annotated[
+        int | None,
+        typer.Option("--label", min=0, help="Class, from 0, that a conditional generator is to draw."),
+    ] = None,
     to: Annotated[
         str | None, typer.Option("--to", help="Write a run's generator as stylegan2-ada or onnx.")
     ] = None,
@@ -44,7 +48,9 @@ def convert(
         )
         return
     explained = None if classifier is None else classifiers.load(classifier)
-    run = conversion.convert(source, out, explained, classifier_source=classifier or "", data=data or "")
+    run = conversion.convert(
+        source, out, explained, classifier_source=classifier or "", data=data or "", label=label
+    )
     network = run.config.recipe.network
     content = {
         "run": str(out),
@@ -54,8 +60,10 @@ def convert(
         "encoder": run.config.recipe.encodes,
         "mapping": run.config.recipe.samples,
         "condition": network.condition,
+        "label": label,
     }
     what = "encodes images" if run.config.recipe.encodes else "samples its images"
+    what += "" if label is None else f" of class {label}"
     result(
         as_json,
         content,

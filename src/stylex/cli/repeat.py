@@ -15,16 +15,24 @@ SEARCH_OPTIONS = {"images_per_class": "--images", "method": "--method", "batch_s
 """Settings of a search that have an option of their own."""
 
 
-def commands(run: Run, search: AttFindSettings, shown: Amounts = AMOUNTS, *, data: str | None = None) -> str:
+def commands(
+    run: Run,
+    search: AttFindSettings,
+    shown: Amounts = AMOUNTS,
+    *,
+    data: str | None = None,
+    one_vs_one: bool = False,
+) -> str:
     """The commands that make a run again, one a line: settings that are not the defaults are spelled out.
 
-    `data` stands in place of the source of the images, where that is nobody's business.
+    `data` stands in place of the source of the images, where that is nobody's business; `one_vs_one` says
+    that attributes from each class to each other one were searched too.
     """
     name = run.path.resolve().name
     judged = ["--judge", str(run.judge_file)] if run.judge_file.exists() else []
     lines = [
         ["train", *_training(run, data or run.config.data), "--out", name],
-        ["attfind", name, *_search(search, run.config.attfind)],
+        ["attfind", name, *_search(search, run.config.attfind), *(["--one-vs-one"] if one_vs_one else [])],
         ["evaluate", name, *judged],
         ["report", name, *_amounts(shown)],
     ]

@@ -72,7 +72,8 @@ def report(
         )
         more = replace(shown, pairs=max(shown.pairs, SITE_PAIRS)) if site is not None else shown
         source = "IMAGES" if without_images else None
-        command = commands(run, explainer.findings.settings, shown, data=source)
+        settings, one_vs_one = explainer.findings.settings, bool(explainer.pairs)
+        command = commands(run, settings, shown, data=source, one_vs_one=one_vs_one)
         content = compose(explainer, dataset, test, command, more)
         if without_images:
             content = sites.without_images(content)

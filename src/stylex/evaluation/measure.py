@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20)
 """Numbers of coordinates at which flip curves are measured."""
 
+DISTINCT = "AttFind distinct"
+"""The method that leaves out attributes which do the same as one before them."""
+
 SAMPLED = 1000
 """Latents sampled to test on, for a model without an encoder."""
 
@@ -179,6 +182,8 @@ def evaluate(
 ) -> Evaluation:
     """Flip curves of AttFind, Wu et al. and random coordinates towards every class, with their companions.
 
+    Where attributes repeat others, AttFind's ranking without those is a method of its own.
+
     The top k coordinates go to the ends of the ranges seen in discovery, at once; a flip is a change of the
     class of the reconstruction to the target (also given: over the images that the classifier puts into
     another class than the target before reconstruction). Labels of a sigmoid classifier are taken one by one.
@@ -202,7 +207,10 @@ def evaluate(
         bench = _Bench(model, space, test, target, judge, judged, counts)
         if not len(bench.rows) or name in unsought:
             continue
-        rankings = {"AttFind": [entry.change for entry in findings.attributes[name]]}
+        ranked = findings.attributes[name]
+        rankings = {"AttFind": [entry.change for entry in ranked]}
+        if any(entry.repeats for entry in ranked):
+            rankings[DISTINCT] = [entry.change for entry in ranked if entry.repeats is None]
         with suppress(DataError):  # no image shows the class clearly enough: there is nothing to compare with
             rankings["Wu et al."] = rank_wu(searchable, probabilities, target, count=max(counts))
         for method, by_class in (others or {}).items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,13 @@ class AttributeReading:
         shares: factor → how far it changes, 0 to 1 (see `Edits.changed`), mean over images.
         factor: the one that changes most; None where none ever changes.
         purity: share of all changes that fall on that factor; None where there is none.
+        repeats: rank of the attribute that does the same; None for one that is distinct.
     """
 
     rank: int
     direction: int
     coordinate: int
+    repeats: int | None
     effect: Interval
     shares: dict[str, float]
     factor: str | None
@@ -70,6 +73,7 @@ class AttributeReading:
             "rank": self.rank,
             "direction": self.direction,
             "coordinate": self.coordinate,
+            "repeats": self.repeats,
             "effect": self.effect.to_json(),
             "shares": self.shares,
             "factor": self.factor,
@@ -86,6 +90,7 @@ class TargetTruth:
         relied: the factors that the classifier relies on.
         attributes: as the detector reads them.
         recall: k → share of `relied` that the first k attributes change most (each its main factor).
+        recall_distinct: the same of the first k that repeat none before them.
         recall_of_factors: k → share of `relied` among the first k factors by explained effect.
         explained: factor → effect that the attributes give it: the largest, over the attributes, of effect
             times the share of the attribute's changes that fall on the factor.
@@ -101,6 +106,7 @@ class TargetTruth:
     relied: tuple[str, ...]
     attributes: tuple[AttributeReading, ...]
     recall: dict[int, AgainstChance]
+    recall_distinct: dict[int, AgainstChance]
     recall_of_factors: dict[int, AgainstChance]
     explained: dict[str, float]
     correlation: AgainstChance
@@ -115,6 +121,7 @@ class TargetTruth:
             "relied": list(self.relied),
             "attributes": [entry.to_json() for entry in self.attributes],
             "recall": [{"k": k, **figure.to_json()} for k, figure in self.recall.items()],
+            "recall_distinct": [{"k": k, **figure.to_json()} for k, figure in self.recall_distinct.items()],
             "recall_of_factors": [
                 {"k": k, **figure.to_json()} for k, figure in self.recall_of_factors.items()
             ],
@@ -188,13 +195,22 @@ def measure_truth(
     found = reliance(redrawn, model.class_names, relied_share=relied_share, seed=seed)
     targets: dict[str, TargetTruth] = {}
     for target, name in enumerate(model.class_names):
-        changes = [entry.change for entry in findings.attributes[name][:attributes]]
+        ranked = findings.attributes[name][:attributes]
+        changes = [entry.change for entry in ranked]
         if name not in found or not changes:
             continue
         say(f"factors that attributes towards {name} change")
         edits = read_edits(model, space, test, target, changes, COUNTS, detector)
         if len(edits.rows) >= LEAST_FACES:
-            targets[name] = judge(edits, redrawn, target, tuple(detector.factors), relied_share, seed=seed)
+            targets[name] = judge(
+                edits,
+                redrawn,
+                target,
+                tuple(detector.factors),
+                relied_share,
+                repeats=[entry.repeats for entry in ranked],
+                seed=seed,
+            )
     scores = detector.report.get("factors", {})
     accuracy = {name: scores[name]["accuracy"]["estimate"] for name in redrawn.values if name in scores}
     return Truth(len(redrawn.names), relied_share, accuracy, found, targets)
@@ -207,6 +223,7 @@ def judge(
     factors: Sequence[str],
     relied_share: float = RELIED_SHARE,
     *,
+    repeats: Sequence[int | None] | None = None,
     resamples: int = RESAMPLES,
     draws: int = DRAWS,
     seed: int = 0,
@@ -215,6 +232,7 @@ def judge(
 
     Args:
         factors: names of the J factors in `edits`.
+        repeats: for each attribute the rank of the one that it repeats; by default none does.
     """
     joint = _Joint(edits, redrawn, target, factors, relied_share)
     random = np.random.default_rng(seed)
@@ -222,6 +240,8 @@ def judge(
     true, relied = joint.true_effects(everything), joint.relied(everything)
     shares = joint.shares(everything)
     explained = joint.explained(everything)
+    repeats = [None] * len(edits.changes) if repeats is None else repeats
+    distinct = [number for number, of in enumerate(repeats) if of is None]
     # Of a classifier that relies on nothing, nothing can be recalled.
     counts = [k for k in COUNTS if k <= len(edits.changes)] if relied.any() else []
 
@@ -234,11 +254,16 @@ def judge(
         numbers = np.arange(len(everything), dtype=np.float64)
         return bootstrap(numbers, of_index, resamples=resamples, seed=seed)
 
-    recall, of_factors = {}, {}
+    recall: dict[int, AgainstChance] = {}
+    recall_distinct: dict[int, AgainstChance] = {}
+    of_factors: dict[int, AgainstChance] = {}
     for k in counts:
         picked = random.integers(0, len(factors), (draws, k))
         by_chance = [float(np.isin(np.flatnonzero(relied), row).mean()) for row in picked]
-        recall[k] = against(interval(lambda w, k=k: joint.recall(w, k)), by_chance)  # type: ignore[misc]
+        for figures, numbers in ((recall, range(k)), (recall_distinct, distinct[:k])):
+            if len(numbers) == k:
+                of = partial(joint.recall, numbers=numbers)
+                figures[k] = against(interval(of), by_chance)
         orders = random.permuted(np.tile(np.arange(len(factors)), (draws, 1)), axis=1)[:, :k]
         by_chance = [float(np.isin(np.flatnonzero(relied), row).mean()) for row in orders]
         of_factors[k] = against(
@@ -255,10 +280,11 @@ def judge(
         images=len(edits.rows),
         relied=tuple(name for name, on in zip(factors, relied, strict=True) if on),
         attributes=tuple(
-            _reading(edits, number, shares[number], factors, resamples, seed)
+            _reading(edits, number, shares[number], factors, repeats[number], resamples, seed)
             for number in range(len(edits.changes))
         ),
         recall=recall,
+        recall_distinct=recall_distinct,
         recall_of_factors=of_factors,
         explained=dict(zip(factors, explained.tolist(), strict=True)),
         correlation=against(interval(joint.correlation), [correlation(row, true) for row in shuffled]),
@@ -322,8 +348,8 @@ class _Joint:
         found: FloatArray = np.maximum((gains[:, None] * split).max(axis=0), 0.0)
         return found
 
-    def recall(self, weights: FloatArray, k: int) -> float:
-        shares = self.shares(weights)[:k]
+    def recall(self, weights: FloatArray, numbers: Sequence[int]) -> float:
+        shares = self.shares(weights)[list(numbers)]
         mains = {int(row.argmax()) for row in shares if row.any()}
         relied = np.flatnonzero(self.relied(weights))
         return sum(int(factor) in mains for factor in relied) / max(1, len(relied))
@@ -368,7 +394,13 @@ def _off_factor(
 
 
 def _reading(
-    edits: Edits, number: int, shares: FloatArray, factors: Sequence[str], resamples: int, seed: int
+    edits: Edits,
+    number: int,
+    shares: FloatArray,
+    factors: Sequence[str],
+    repeats: int | None,
+    resamples: int,
+    seed: int,
 ) -> AttributeReading:
     total = float(shares.sum())
     direction, coordinate = edits.changes[number]
@@ -376,6 +408,7 @@ def _reading(
         number + 1,
         direction,
         coordinate,
+        repeats,
         bootstrap(edits.gains[number], np.mean, resamples=resamples, seed=seed),
         dict(zip(factors, shares.tolist(), strict=True)),
         factors[int(shares.argmax())] if total else None,

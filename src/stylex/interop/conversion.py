@@ -19,6 +19,7 @@ from stylex.config import NetworkSettings, Recipe, RunConfig, load_recipe, valid
 from stylex.errors import CheckpointError, ClassifierError, ConfigError
 from stylex.extras import import_extra
 from stylex.interop.files import StyleGAN2, load_stylegan2
+from stylex.interop.labels import check_label
 from stylex.interop.stylex_tf import is_released_stylex, load_released
 from stylex.networks.layers import FIR_TAPS
 from stylex.run import Run, checksum, write_atomically, write_tensors
@@ -31,7 +32,13 @@ OPSET = 18
 
 
 def convert(
-    source: Path, out: Path, classifier: Classifier | None, *, classifier_source: str, data: str
+    source: Path,
+    out: Path,
+    classifier: Classifier | None,
+    *,
+    classifier_source: str,
+    data: str,
+    label: int | None = None,
 ) -> Run:
     """Write a run from somebody else's StyleGAN2 or StylEx; `attfind` goes on from there.
 
@@ -42,14 +49,17 @@ def convert(
         classifier: what is to be explained; None takes the one that a released StylEx brings along.
         classifier_source: how it was named, for the run.
         data: images to explain, for a model with an encoder; "" for none.
+        label: class, from 0, that a conditional StyleGAN2-ADA is to draw.
 
     Raises:
-        CheckpointError: the source cannot be read.
+        CheckpointError: the source cannot be read, or is conditional and there is no label.
+        ConfigError: a label that the generator is not told of.
         ClassifierError: there is no classifier, or one of another number of classes than the generator.
         RunError: the directory holds something else.
     """
     Run.check_free(out)
     if is_released_stylex(source):
+        check_label(label, 0)
         released = load_released(source)
         found = StyleGAN2(
             released.generator, released.mapping, released.discriminator, "stylex", released.encoder
@@ -61,7 +71,7 @@ def convert(
             raise CheckpointError(
                 f"{source}: neither a file nor a folder with the released StylEx's SavedModels"
             )
-        found = load_stylegan2(source)
+        found = load_stylegan2(source, label)
     if classifier is None:
         raise ClassifierError(
             f"{source}: brings no classifier; say with --classifier what is to be explained"
@@ -113,9 +123,10 @@ def _config(found: StyleGAN2, classifier: Classifier, classifier_source: str, da
         network["discriminator_channels_each"] = _residual_widths(scorer)
         network["deviation_group"] = min(scorer.deviation_group, 64)
     base = load_recipe("stylegan2")
+    told = "" if found.label is None else f" It is always told class {found.label}."
     recipe = base.model_dump() | {
         "name": f"converted {found.layout}",
-        "description": "Made elsewhere and converted; how it was trained is not known.",
+        "description": f"Made elsewhere and converted; how it was trained is not known.{told}",
         "network": network,
         "training": base.training.model_dump() | {"schedule": kinds},
     }

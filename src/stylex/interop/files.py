@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stylex import networks
 from stylex.errors import CheckpointError
-from stylex.interop import rosinality, stylegan2_ada
+from stylex.interop import labels, rosinality, stylegan2_ada
 from stylex.interop.pickles import ForeignNetwork, read_pickle, refused_name
 
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -33,7 +33,8 @@ class StyleGAN2:
     """A foreign model as networks of ours; `layout` is "stylegan2-ada" or "rosinality".
 
     `encoder` is there where the file is a StylEx in rosinality's layout, such as the study's checkpoint; its
-    generator then reads w ⊕ condition and may have no mapping network.
+    generator then reads w ⊕ condition and may have no mapping network. `label` is the class that a
+    conditional StyleGAN2-ADA is always told.
     """
 
     generator: networks.Generator
@@ -41,6 +42,7 @@ class StyleGAN2:
     discriminator: networks.Discriminator | None
     layout: str
     encoder: networks.Encoder | None = None
+    label: int | None = None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, ForeignNetwork]:
@@ -74,12 +76,17 @@ def read_checkpoint(path: str | Path) -> dict[str, ForeignNetwork]:
     return {name: ForeignNetwork(tensors) for name, tensors in found.items()}
 
 
-def load_stylegan2(path: str | Path) -> StyleGAN2:
+def load_stylegan2(path: str | Path, label: int | None = None) -> StyleGAN2:
     """The StyleGAN2 in a file, averaged weights preferred.
+
+    Args:
+        path: the file.
+        label: class, from 0, that a conditional StyleGAN2-ADA is to draw (see `labels`).
 
     Raises:
         CheckpointError: as `read_checkpoint`; or the file holds no generator of a known layout, or one
-            that does not fit.
+            that does not fit, or a conditional one and there is no label.
+        ConfigError: a label that the generator does not know, or for one that is told none.
     """
     found = read_checkpoint(path)
     generators = {name: layout for name, part in found.items() if (layout := _layout(part, GENERATORS))}
@@ -95,15 +102,21 @@ def load_stylegan2(path: str | Path) -> StyleGAN2:
     encoders = _called(found, layout, ("e_ema", "e", "encoder"))
     discriminator = encoder = None
     mapping: networks.Mapping | None
+    state: Mapping[str, Tensor] = found[name].tensors
     try:
+        labels.check_label(label, labels.classes_told(state))
         if layout == "stylegan2-ada":
-            generator, mapping = stylegan2_ada.convert_generator(found[name].tensors)
+            if label is not None:
+                state = labels.unconditional_generator(state, label)
+            generator, mapping = stylegan2_ada.convert_generator(state)
             if scorers:
+                scorer: Mapping[str, Tensor] = scorers[0].tensors
+                if label is not None and labels.classes_told(scorer):
+                    scorer = labels.unconditional_discriminator(scorer, label)
                 group = _deviation_group(scorers[0].settings)
-                discriminator = stylegan2_ada.convert_discriminator(scorers[0].tensors, group)
+                discriminator = stylegan2_ada.convert_discriminator(scorer, group)
         else:
             mean = found[""].tensors.get("latent_avg") if "" in found else None
-            state = found[name].tensors
             condition = 0
             if encoders:
                 encoder = rosinality.convert_encoder(encoders[0].tensors)
@@ -113,7 +126,7 @@ def load_stylegan2(path: str | Path) -> StyleGAN2:
                 discriminator = rosinality.convert_discriminator(scorers[0].tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return StyleGAN2(generator, mapping, discriminator, layout, encoder)
+    return StyleGAN2(generator, mapping, discriminator, layout, encoder, label)
 
 
 def _called(found: Mapping[str, ForeignNetwork], layout: str, names: tuple[str, ...]) -> list[ForeignNetwork]:

@@ -30,14 +30,11 @@ def convert_generator(state: StateDict) -> tuple[networks.Generator, networks.Ma
     sizes = doublings(numbers(state, r"synthesis\.b(\d+)\."), what)
     channels = {size: shape(state, f"synthesis.b{size}.conv1.weight", 4, what)[0] for size in sizes}
     latent_features = shape(state, "synthesis.b4.conv1.affine.weight", 2, what)[1]
-    z_features = shape(state, "mapping.fc0.weight", 2, what)[1]
     w_features = state["mapping.w_avg"].shape[0] if "mapping.w_avg" in state else latent_features
-    depth = len(numbers(state, r"mapping\.fc(\d+)\.weight"))
     if w_features > latent_features:
         raise CheckpointError(f"{what}: w has {w_features} numbers, the affine layers read {latent_features}")
     with torch.random.fork_rng(devices=[]):
         generator = networks.Generator(w_features, latent_features - w_features, sizes[-1], channels)
-        mapping = networks.Mapping(z_features, w_features, layers=depth)
 
     prefixes = []
     sources = {"synthesis.constant": ["synthesis.b4.const"]}
@@ -60,17 +57,21 @@ def convert_generator(state: StateDict) -> tuple[networks.Generator, networks.Ma
         FILTER,
     )
 
+    return generator, convert_mapping(state, w_features, what)
+
+
+def convert_mapping(state: StateDict, w_features: int, what: str) -> networks.Mapping:
+    """The mapping network from the entries `mapping.…`; errors as for `convert_generator`."""
+    entries = {key: value for key, value in state.items() if key.startswith("mapping.")}
+    z_features = shape(entries, "mapping.fc0.weight", 2, what)[1]
+    depth = len(numbers(entries, r"mapping\.fc(\d+)\.weight"))
+    with torch.random.fork_rng(devices=[]):
+        mapping = networks.Mapping(z_features, w_features, layers=depth)
     sources = {"mean_w": ["mapping.w_avg"]}
     for number in range(depth):
         sources |= {f"layers.{number}.{name}": [f"mapping.fc{number}.{name}"] for name in ("weight", "bias")}
-    fill(
-        mapping,
-        sources,
-        {key: value for key, value in state.items() if key.startswith("mapping.")},
-        what,
-        FILTER,
-    )
-    return generator, mapping
+    fill(mapping, sources, entries, what, FILTER)
+    return mapping
 
 
 def convert_discriminator(state: StateDict, deviation_group: int = 4) -> networks.Discriminator:

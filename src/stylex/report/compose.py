@@ -12,7 +12,7 @@ import torch
 from stylex.attfind import Attribute, Findings
 from stylex.counterfactuals import explain_styles, to_picture
 from stylex.data import Dataset
-from stylex.evaluation.measure import TestImages
+from stylex.evaluation.measure import DISTINCT, TestImages
 from stylex.evaluation.stage import load_evaluation
 from stylex.explainer import Explainer
 from stylex.report.content import (
@@ -22,10 +22,12 @@ from stylex.report.content import (
     Reconstruction,
     ReportContent,
     TargetSection,
+    shown_title,
 )
 from stylex.report.counterfactuals import as_example
 from stylex.report.gallery import gallery, outside
 from stylex.report.html import render_html
+from stylex.report.pairs import pair_tables
 from stylex.report.quality import quality_tables
 from stylex.run import Run, provenance, write_atomically
 from stylex.stylespace import DIRECTIONS
@@ -40,12 +42,16 @@ EFFECT_ON = {"log_odds": "log-odds", "logits": "logit"}
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much a report shows: attributes of each class, pairs of each attribute, examples of each class."""
+    """How much a report shows: distinct attributes of each class, pairs of each, examples of each class.
+
+    `between`: attributes from each class to each other one, where they were searched.
+    """
 
     attributes: int = 10
     pairs: int = 6
     examples: int = 4
     reconstructions: int = 8
+    between: int = 3
 
 
 AMOUNTS = Amounts()
@@ -59,7 +65,8 @@ def amounts_for(classes: int) -> Amounts:
     if classes <= 2:
         return AMOUNTS
     attributes = max(3, PAIRS_OF_CLASSES // classes)
-    return Amounts(attributes, pairs=3 if classes > 4 else 4, examples=2, reconstructions=8)
+    many = classes > 4
+    return Amounts(attributes, pairs=3 if many else 4, examples=2, between=1 if many else 3)
 
 
 def write_report(
@@ -107,7 +114,7 @@ def compose(
             target=name,
             attributes=tuple(
                 _attribute(explainer, evaluation, test, entry, shown.pairs)
-                for entry in findings.attributes[name][: shown.attributes]
+                for entry in explainer.attributes(name).distinct[: shown.attributes]
             ),
             curves=_curves(evaluation, name),
             counterfactuals=_examples(explainer, test, name, shown.examples),
@@ -130,6 +137,7 @@ def compose(
             "Mean absolute difference": f"{evaluation['l1']:.3f} (pixels from −1 to 1)",
         },
         quality_tables=quality_tables(evaluation),
+        pair_tables=pair_tables(explainer.pairs, shown.between),
         targets=targets,
         coordinates=explainer.discovery.space.size,
         effect_on=EFFECT_ON[findings.settings.effect],
@@ -237,7 +245,7 @@ def _warnings(evaluation: Mapping[str, Any], findings: Findings) -> tuple[str, .
 
 
 def _curves(evaluation: Mapping[str, Any], target: str) -> tuple[Curve, ...]:
-    order = {"AttFind": 0, "Wu et al.": 1, "random": 2}
+    order = {"AttFind": 0, DISTINCT: 1, "Wu et al.": 2, "random": 3}
     found = [method for method in evaluation["methods"] if method["target"] == target]
     return tuple(
         Curve(
@@ -273,6 +281,11 @@ def _attribute(
         flip_share_high=figures["high"],
         where=shown.where,
         pairs=shown.pairs,
+        same=tuple(
+            shown_title(other.name, other.rank)
+            for other in explainer.attributes(entry.target)
+            if other.repeats == entry.rank
+        ),
     )
 
 

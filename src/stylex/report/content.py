@@ -35,6 +35,11 @@ class Pair:
     flipped: bool
 
 
+def shown_title(name: str | None, rank: int) -> str:
+    """What an attribute is called on a page: its name, or a neutral one."""
+    return name or f"Attribute {rank}"
+
+
 @dataclass(frozen=True)
 class AttributeSection:
     """One attribute, ranked for one target class.
@@ -42,7 +47,8 @@ class AttributeSection:
     `effect` is the mean change of the target's log-odds (or logit, see `ReportContent.effect_on`) over the
     images searched, with its 95 % interval;
     `flip_share` the share of test images of the other classes that it flips alone, with its 95 % interval.
-    `where` is the mean absolute change of the pixels, [H, W] in [0, 1], largest 1.
+    `where` is the mean absolute change of the pixels, [H, W] in [0, 1], largest 1. `same` are titles of the
+    attributes that repeat it.
     """
 
     rank: int
@@ -59,10 +65,11 @@ class AttributeSection:
     flip_share_high: float
     where: npt.NDArray[np.float32]
     pairs: tuple[Pair, ...]
+    same: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        return self.name or f"Attribute {self.rank}"
+        return shown_title(self.name, self.rank)
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class ReportContent:
     """A whole report. `facts` and `provenance` map labels to values shown in tables; `warnings` stand on top.
 
     `quality_tables` say what survives reconstruction and how real the images look, where it was measured;
+    `pair_tables` what leads from each class to each other one, where it was searched;
     `summary` is one or two plain sentences; `command` repeats the run; `effect_on` is what effects are
     changes of, "log-odds" or "logit".
     """
@@ -133,3 +141,4 @@ class ReportContent:
     command: str
     provenance: dict[str, Any]
     quality_tables: tuple[Table, ...] = ()
+    pair_tables: tuple[Table, ...] = ()

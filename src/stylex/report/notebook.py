@@ -18,7 +18,7 @@ SIDE = 128
 def attributes_html(attributes: Sequence[Attribute]) -> str:
     """A table of attributes."""
     rows = "".join(
-        f"<tr><td>{entry.rank}</td><td>{escape(entry.title)}</td><td>{escape(entry.target)}</td>"
+        f"<tr><td>{entry.rank}</td><td>{escape(entry.title)}{_same(entry)}</td><td>{escape(entry.target)}</td>"
         f"<td>{DIRECTIONS[entry.direction]}</td><td>{signed(entry.effect)}</td>"
         f"<td>{percent(entry.flipped)}</td></tr>"
         for entry in attributes
@@ -28,6 +28,10 @@ def attributes_html(attributes: Sequence[Attribute]) -> str:
         f"<table><thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>"
         f"<tbody>{rows or '<tr><td colspan=6>No attribute was found.</td></tr>'}</tbody></table>"
     )
+
+
+def _same(entry: Attribute) -> str:
+    return "" if entry.repeats is None else f" <small>as {entry.repeats}</small>"
 
 
 def counterfactual_html(found: Counterfactual) -> str:

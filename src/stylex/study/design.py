@@ -49,13 +49,18 @@ class StudySettings(_Frozen):
 
 
 class StudyAttribute(_Frozen):
-    """An attribute of the run, and the animations that show it (see `material`), best first."""
+    """An attribute of the run, and the animations that show it (see `material`), best first.
+
+    `alike`: places of the study's attributes that change images in the same way, or the opposite one. Nobody
+    could tell them apart, so they are no distractors of each other as long as there are others.
+    """
 
     target: str
     rank: int
     direction: int
     coordinate: int
     shown: tuple[str, ...]
+    alike: tuple[int, ...] = ()
 
 
 class StudyQuestion(_Frozen):
@@ -236,8 +241,10 @@ def _distractor(
     images: Mapping[str, int],
     used: Sequence[int],
 ) -> str:
-    """An animation of another attribute on another image; every other attribute is as likely."""
-    others = [entry for number, entry in enumerate(attributes) if number != place]
+    """An animation of another attribute on another image; each is as likely, but for those `alike`."""
+    same = {place, *attributes[place].alike}
+    others = [entry for number, entry in enumerate(attributes) if number not in same]
+    others = others or [entry for number, entry in enumerate(attributes) if number != place]
     for number in random.permutation(len(others)):
         free = [name for name in others[number].shown if images[name] not in used]
         if free:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from stylex.attfind import Attribute, Findings
+from stylex.attfind.likeness import LIKENESS_IMAGES, likeness
 from stylex.errors import DataError, RunError
 from stylex.evaluation.measure import TestImages
 from stylex.explainer import Explainer
@@ -76,6 +77,7 @@ def make_study(
     folder = study_folder(explainer.run)
     wanted = needed_images(settings)
     attributes: list[StudyAttribute] = []
+    chosen: list[Attribute] = []
     images: dict[str, int] = {}
     pairs: dict[str, Pair] = {}
     for entry in top_attributes(explainer.findings, explainer.class_names, settings.target):
@@ -98,6 +100,7 @@ def make_study(
                 shown=tuple(shown),
             )
         )
+        chosen.append(entry)
         say(f"drew {entry.title}, {len(attributes)} of {settings.attributes}")
     if len(attributes) < settings.attributes:
         raise DataError(
@@ -105,6 +108,10 @@ def make_study(
             f"not {settings.attributes}; ask about fewer (--attributes), ask less (--questions), "
             "or add test images"
         )
+    attributes = [
+        entry.model_copy(update={"alike": places})
+        for entry, places in zip(attributes, _alike(explainer, chosen), strict=True)
+    ]
     questions, practice = make_questions(settings, attributes, images)
     design = Design(
         settings=settings,
@@ -125,6 +132,18 @@ def make_study(
     # Last: a folder without it is no study yet.
     write_json(folder / "study.json", design.model_dump(mode="json"))
     return design
+
+
+def _alike(explainer: Explainer, chosen: list[Attribute]) -> list[tuple[int, ...]]:
+    """For each attribute, the places of those that change images like it or the other way round."""
+    threshold = explainer.findings.settings.alike
+    if threshold is None:
+        return [()] * len(chosen)
+    styles = explainer.discovery.styles[:LIKENESS_IMAGES]
+    changes = [entry.change for entry in chosen]
+    found = np.abs(likeness(explainer.model, explainer.discovery.space, styles, changes)) >= threshold
+    np.fill_diagonal(found, False)
+    return [tuple(np.flatnonzero(row).tolist()) for row in found]
 
 
 def load_design(run: Run) -> Design | None:
