@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from sklearn.decomposition import FastICA
 from torch import Tensor, nn
 
 import training_problems as problems
@@ -341,3 +343,25 @@ def test_labels_that_do_not_exclude_each_other_speak_each_for_itself() -> None:
 class First(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         return logits[:, :1]
+
+
+def test_two_causes_of_one_class_come_apart_from_every_start() -> None:
+    """Causes of two values each, more frequent in one class: one start of three ends at their sum."""
+    random = np.random.default_rng(1)
+    label = random.random(4000) < 0.5
+    causes = [
+        random.random(4000) < np.where(label, *odds) for odds in ((0.8, 0.1), (0.75, 0.2), (0.35, 0.65))
+    ]
+    true = np.stack([*causes, random.normal(size=4000)], axis=1).astype(float)
+    mixed = (true - true.mean(axis=0)) / true.std(axis=0) @ random.normal(size=(4, 4))
+    variances, axes = np.linalg.eigh(np.cov(mixed.T))
+    white = (mixed - mixed.mean(axis=0)) @ (axes / np.sqrt(variances))
+
+    def worst(rotation: npt.NDArray[np.float64]) -> float:
+        found = np.abs(np.corrcoef(true.T, rotation @ white.T))[:4, 4:]
+        return float(found.max(axis=1)[:2].min())
+
+    alone = [FastICA(whiten=False, random_state=seed).fit(white).components_ for seed in range(12)]
+    assert min(map(worst, alone)) < 0.85
+    assert min(worst(fitting.independent(white, seed)) for seed in range(0, 48, 16)) > 0.95
+    assert fitting.independent(white[:, :1], 0).tolist() == [[1.0]]
