@@ -96,8 +96,17 @@ class FoldedSynthesis:
 
         The layers from the state's on run with the style of this object.
         """
+        image = self.advance(state, len(self._layers)).image
+        assert image is not None
+        return image
+
+    def advance(self, state: SynthesisState, until: int) -> SynthesisState:
+        """The state before layer number `until`, from one of an earlier layer; its image has N rows or 1.
+
+        The layers between run with the style of this object.
+        """
         features, image = state.features, state.image
-        for layer in self._layers[state.layer :]:
+        for layer in self._layers[state.layer : until]:
             if isinstance(layer, _Convolution):
                 features = layer(features)
                 continue
@@ -105,8 +114,7 @@ class FoldedSynthesis:
             if image is not None:
                 colours += upsample2(image) if image.shape[-1] < colours.shape[-1] else image
             image = colours
-        assert image is not None
-        return image
+        return SynthesisState(until, features, image)
 
     def _folded(self, place: StyleLayer, module: torch.nn.Module) -> _Convolution | tuple[Tensor, Tensor]:
         style = self._style[:, place.slice]

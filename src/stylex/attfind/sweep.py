@@ -7,13 +7,14 @@ The result is always the logits after each change, [N, 2, S, K]; effects are dif
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from stylex.attfind.folded import FoldedSynthesis
 from stylex.model import Model
-from stylex.networks import Synthesis
+from stylex.networks import Synthesis, SynthesisState
 from stylex.stylespace import StyleSpace
 
 BATCH_SIZE = 32
@@ -88,10 +89,15 @@ def sweep_image(
     targets = values + shift * (ends - values)
     moves = (ends != values) & (shift != 0)
     if wanted is not None:
-        moves &= wanted.to(moves.device)
+        wanted = wanted.to(moves.device)
+        moves &= wanted
     if not isinstance(synthesis, Synthesis):  # some other differentiable drawing: nothing of it is known
         return _sweep_unknown(model, space, style, targets, moves, results, batch_size, on_changes)
     folded = FoldedSynthesis(synthesis, style, model.noise)
+    if wanted is not None:
+        return _sweep_joined(
+            model, folded, synthesis, wanted, moves, values, targets, results, batch_size, on_changes
+        )
     first = 0
     for number, place in enumerate(synthesis.layout):
         if place.kind != "conv":
@@ -100,8 +106,7 @@ def sweep_image(
         channels, directions = moves[:, window].T.nonzero(as_tuple=True)  # both ends of a channel in turn
         layer = folded.layer(number) if len(channels) else None
         reference: Tensor | None = None
-        most = 2 * place.channels if wanted is None else int(wanted[:, window].sum())
-        for part in _parts(len(channels), most, batch_size):
+        for part in _parts(len(channels), 2 * place.channels, batch_size):
             assert layer is not None
             # The unchanged image leads, and fills up: of one shape of batches, kernels are built once.
             rows = slice(part.lead, part.lead + part.count)
@@ -120,6 +125,99 @@ def sweep_image(
             on_changes(2 * place.channels - len(channels))
         first += place.channels
     return results
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Some changes of one layer, in a batch with those of other layers: [c] channels and directions.
+
+    `first`: coordinate of the layer's first channel.
+    """
+
+    number: int
+    first: int
+    channels: Tensor
+    directions: Tensor
+
+    @property
+    def coordinates(self) -> Tensor:
+        return self.first + self.channels
+
+
+def _sweep_joined(
+    model: Model,
+    folded: FoldedSynthesis,
+    synthesis: Synthesis,
+    wanted: Tensor,
+    moves: Tensor,
+    values: Tensor,
+    targets: Tensor,
+    results: Tensor,
+    batch_size: int,
+    on_changes: OnChanges | None,
+) -> Tensor:
+    """As `sweep_image`, for a few changes of every layer: those of later layers join a batch on its way.
+
+    So the wide layers behind, where the time goes, have full batches. Changes that do not move a coordinate
+    go along, which keeps the shapes of all images the same, and do not count.
+    """
+    for batch in _joined(synthesis, wanted, batch_size):
+        state: SynthesisState | None = None
+        for group in batch:
+            # The unchanged image leads the changes of every layer: it goes through what they go through.
+            channels = torch.cat([group.channels[:1], group.channels])
+            moved = values[group.first + channels]
+            moved[1:] = torch.where(
+                moves[group.directions, group.coordinates],
+                targets[group.directions, group.coordinates],
+                moved[1:],
+            )
+            joining = folded.layer(group.number)(channels, moved)
+            state = joining if state is None else _join(folded.advance(state, joining.layer), joining)
+        assert state is not None
+        logits = model.classifier(folded.finish(state).clamp_(-1, 1))
+        row = 0
+        for group in batch:
+            changed = logits[row + 1 : row + 1 + len(group.channels)] - logits[row]
+            counts = moves[group.directions, group.coordinates]
+            results[group.directions[counts], group.coordinates[counts]] += changed[counts]
+            row += 1 + len(group.channels)
+        if on_changes is not None:
+            on_changes(sum(len(group.channels) for group in batch))
+    if on_changes is not None:
+        on_changes(wanted.numel() - int(wanted.sum()))
+    return results
+
+
+def _joined(synthesis: Synthesis, wanted: Tensor, batch_size: int) -> list[list[_Group]]:
+    """The wanted changes [2, S] in batches of at most `batch_size` rows; each group's first is unchanged."""
+    batches: list[list[_Group]] = []
+    free = 0
+    first = 0
+    for number, place in enumerate(synthesis.layout):
+        if place.kind != "conv":
+            continue
+        channels, directions = wanted[:, first : first + place.channels].T.nonzero(as_tuple=True)
+        done = 0
+        while done < len(channels):
+            if free < 2:
+                batches.append([])
+                free = max(2, batch_size)
+            part = slice(done, done + free - 1)
+            batches[-1].append(_Group(number, first, channels[part], directions[part]))
+            free -= 1 + len(channels[part])
+            done += len(channels[part])
+        first += place.channels
+    return batches
+
+
+def _join(state: SynthesisState, joining: SynthesisState) -> SynthesisState:
+    """One batch of two, which stand before the same layer."""
+    features = torch.cat([state.features, joining.features])
+    image = state.image
+    if image is not None and joining.image is not None and len(image) > 1:
+        image = torch.cat([image, joining.image.expand(len(joining.features), -1, -1, -1)])
+    return SynthesisState(joining.layer, features, image)
 
 
 def rows_of(most: int, batch_size: int) -> int:
