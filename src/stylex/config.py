@@ -295,7 +295,7 @@ class AttFindSettings(Settings):
     )
     effect: Literal["log_odds", "logits"] = "log_odds"
     alike: float | None = Field(
-        0.5,
+        0.4,
         gt=0,
         le=1,
         description="cosine between two attributes' changes of an image from which the later one repeats the "
