@@ -18,11 +18,11 @@ from stylex.study.design import Design, Step, make_form
 from stylex.study.store import Store
 
 PEOPLE = 200
-THINKING = 1.5
+THINKING = 3.0
 """Seconds that somebody takes over a page, on average; people take longer."""
 
 LONGEST = 0.3
-SECONDS = 45
+SECONDS = 90
 ROUNDS = 3
 
 
