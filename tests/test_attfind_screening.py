@@ -144,6 +144,26 @@ def test_first_order_effects_of_a_linear_model_are_its_effects() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_first_order_effects_are_of_logits_where_the_search_is() -> None:
+    """A shift of all logits is an effect there, and none on log-odds."""
+    matrix = [[weight, 2 * weight] for weight in problems.WEIGHTS]
+    model = problems.linear_model(problems.linear_classifier(matrix, [0.0, 0.0], ("no", "yes")))
+    styles = problems.linear_styles([[0.3] * 6, [-0.2] * 6])
+    space = problems.unit_space()
+    found = first_order_effects(model, space, styles, "softmax", 1.0, "logits")
+    before = model.classify(model.synthesise(styles)).numpy()
+    expected = sweep(model, space, styles).numpy() - before[:, None, None]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found[..., 0] - first_order_effects(model, space, styles, "softmax", 1.0)[..., 0]).max() > 1
+
+
+def test_a_long_ranking_has_enough_to_choose_from(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screening, "LIKELY_LEAST", 1)
+    monkeypatch.setattr(screening, "LIKELY_SHARE", 0.0)
+    found = search(run, problems.tiny_model(), pictures(), SETTINGS.model_copy(update={"count": 12}))
+    assert [len(entries) for entries in found.attributes.values()] == [12, 12]
+
+
 def test_first_order_effects_say_what_is_likely_and_which_images_are_unstable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -157,6 +177,7 @@ def test_first_order_effects_say_what_is_likely_and_which_images_are_unstable(
         effects[members[:3], 1, 11, :] = 0.9  # strong on three
         effects[members[3], 0, 20, :] = 0.9  # strong on one
     effects[30] = 9.0  # by everything
+    effects[30, 1, 33, :] = 9e6  # what moves an unstable image most does not count
     rest = iter(range(0, len(effects), 8))
     monkeypatch.setattr(
         screening, "first_order_effects", lambda *_: effects[(first := next(rest)) : first + 8]
@@ -164,6 +185,7 @@ def test_first_order_effects_say_what_is_likely_and_which_images_are_unstable(
     monkeypatch.setattr(screening, "STRONGEST", 1)
     monkeypatch.setattr(screening, "LIKELY_LEAST", 3)
     monkeypatch.setattr(screening, "LIKELY_SHARE", 0.0)
+    monkeypatch.setattr(screening, "LIKELY_EACH", 0)
     settings = SETTINGS.model_copy(update={"unstable_threshold": 2.0})
     told = screening.first_order(model, found.space, found.styles, found.logits.numpy(), settings, "softmax")
     assert told is not None
@@ -185,6 +207,7 @@ def test_the_same_attributes_from_less_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(screening, "LIKELY_LEAST", 30)  # of 80 changes
+    monkeypatch.setattr(screening, "LIKELY_EACH", 5)
     model = problems.tiny_model()
     whole_run = training_problems.make_run(tmp_path / "whole", "fast")
     whole = search(whole_run, model, pictures(), SETTINGS.model_copy(update={"sweep": "exact"}))

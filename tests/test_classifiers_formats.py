@@ -152,6 +152,9 @@ def test_a_graph_says_itself_what_it_takes(name: str, save: Any, tmp_path: Path)
         said = load(f"{file}#classes=a:b,order=rgb,range=-1:1")  # what the user says wins
         assert (said.class_names, said.input_size) == (("a", "b"), SIZE)
         torch.testing.assert_close(said(images()), network(images()), rtol=1e-4, atol=1e-5)
+        # Mean and std are of values in the file's range.
+        said = load(f"{file}#order=rgb,mean=127.5,std=127.5")
+        torch.testing.assert_close(said(images()), network(images()), rtol=1e-4, atol=1e-4)
 
 
 def test_a_graph_says_itself_that_it_gives_probabilities(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_attributes_that_do_the_same_are_shown_once(
         assert [entry.same for entry in section.attributes] == [("Attribute 2", "glasses"), ()]
     text = render_html(content)
     assert text.count("The same change as Attribute 2, glasses") == len(content.targets)
-    assert text.count("are shown once, under the strongest") == len(content.targets)
+    assert text.count("are shown once, under the first of them") == len(content.targets)
 
 
 def test_the_file(explained: tuple[Explainer, Dataset, TestImages]) -> None:

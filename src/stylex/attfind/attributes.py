@@ -122,7 +122,7 @@ class Findings:
             content["images"],
             content["unstable_images"],
             content["coordinates"],
-            AttFindSettings(**content["settings"]),
+            AttFindSettings(**({"alike": None} | content["settings"])),  # before attributes were compared
         )
 
 

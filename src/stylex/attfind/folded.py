@@ -190,10 +190,10 @@ class ChangedLayer:
         and each of the four positions of a new pixel within an old one sees nine of its taps.
         """
         count, outputs = amount.shape
-        first, last = int(channels.min()), int(channels.max()) + 1
-        maps = self._state.features[0, first:last, None]
+        moved, each = channels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        maps = self._state.features[0, moved, None]
         height, width = maps.shape[2:]
-        patches = F.unfold(maps, 3, padding=1)[channels - first].transpose(1, 2)  # [N, pixels, 9]
+        patches = F.unfold(maps, 3, padding=1)[each].transpose(1, 2)  # [N, pixels, 9]
         kernel = self._module.weight[:, channels].transpose(0, 1)  # [N, O, 3, 3]
         if not self._module.up:
             taps = (kernel * amount[:, :, None, None]).flatten(2).transpose(1, 2)  # [N, 9, O]

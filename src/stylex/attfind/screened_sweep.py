@@ -71,7 +71,7 @@ def screened_sweep(
                 folder, key, found.logits, found.space.size, settings.stored, whole, "opposite"
             )
             more.open_changes(0, opposite)
-            measured(more, wanted=torch.from_numpy(opposite), on_progress=None)
+            measured(more, wanted=torch.from_numpy(opposite), on_progress=None, on_changes=None)
             shards.more = more
     return shards
 
@@ -111,8 +111,8 @@ def _left(
     """
     record = shards.folder / f"left-{stage}.json"
     known = _recorded_left(record, shards)
-    if known is not None:
-        return known
+    if known is not None and not (stage and (known.changes & ~shards.open_changes(stage - 1)).any()):
+        return known  # else what came before it was judged anew, and came out otherwise
     if earlier is None:
         result = _likely(found, model, settings)
     else:

@@ -11,7 +11,7 @@ images if it explains those that are left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,9 @@ from stylex.stylespace import StyleSpace
 
 LIKELY_SHARE = 0.125
 LIKELY_LEAST = 240
-"""Changes towards a class that the first stage measures, the largest by first-order effect on the mean: a
-share of the coordinates, or a number if that is more. Selections need not grow with the coordinates."""
+LIKELY_EACH = 12
+"""Changes towards a class that the first stage measures, the largest by first-order effect on the mean: the
+most of a share of the coordinates, a number, and so many for each attribute wanted."""
 
 FIRST_IMAGES = 8
 """Of each class, in the first stage."""
@@ -126,8 +127,8 @@ def first_order(
     """Effects as they would be if log-odds were linear in styles, of all images; None without gradients.
 
     A change is likely to be selected for a target where its positive effect is among the largest on the mean
-    over the images of other classes, or among the three strongest of two of them or one in a hundred. One
-    backward pass for each class and batch of images; what is held does not grow with the images.
+    over the stable images of other classes, or among the three strongest of two of them or one in a hundred.
+    One backward pass for each class and batch of images; what is held does not grow with the images.
 
     Args:
         styles: [N, T].
@@ -143,20 +144,22 @@ def first_order(
     size = 8
     for first in range(0, len(styles), size):
         rows = slice(first, first + size)
-        effects = first_order_effects(model, space, styles[rows], activation, settings.shift)
+        effects = first_order_effects(model, space, styles[rows], activation, settings.shift, settings.effect)
+        steady = np.ones(len(effects), bool)
+        if unstable is not None and settings.unstable_threshold is not None:
+            large = (np.abs(effects) > settings.unstable_threshold).reshape(len(effects), -1)
+            unstable[rows] = large.mean(axis=1) > settings.unstable_max_share
+            steady = ~unstable[rows]
         for target in targets:
-            others = ~in_class(before[rows], target, activation)
+            others = ~in_class(before[rows], target, activation) & steady
             gains = np.maximum(effects[others, :, :, target], 0).reshape(-1, changes)
             sums[target] += gains.sum(axis=0)
             top = np.argpartition(-gains, min(STRONGEST, changes) - 1, axis=1)[:, :STRONGEST]
             np.add.at(counts[target], top[np.take_along_axis(gains, top, axis=1) > 0], 1)
-        if unstable is not None and settings.unstable_threshold is not None:
-            large = (np.abs(effects) > settings.unstable_threshold).reshape(len(effects), -1)
-            unstable[rows] = large.mean(axis=1) > settings.unstable_max_share
     strongest: BoolArray = np.asarray((counts >= _needed(len(before))).any(axis=0))
     likely = strongest.copy()
     for target in targets:
-        most = max(LIKELY_LEAST, int(LIKELY_SHARE * space.size))
+        most = max(LIKELY_LEAST, LIKELY_EACH * settings.count, int(LIKELY_SHARE * space.size))
         largest = np.argsort(-sums[target], kind="stable")[:most]
         likely[largest[sums[target][largest] > 0]] = True
     return FirstOrder(likely.reshape(2, -1), strongest.reshape(2, -1), unstable)
@@ -168,13 +171,20 @@ def _needed(images: int) -> int:
 
 
 def first_order_effects(
-    model: Model, space: StyleSpace, styles: Tensor, activation: Activation, shift: float
+    model: Model,
+    space: StyleSpace,
+    styles: Tensor,
+    activation: Activation,
+    shift: float,
+    effect: Literal["log_odds", "logits"] = "log_odds",
 ) -> npt.NDArray[np.float32]:
-    """[n, 2, S, K]: the gradient of the log-odds times the way to each end of the range."""
+    """[n, 2, S, K]: the gradient of the log-odds (or logits) times the way to each end of the range."""
     part = styles.to(model.hardware.device).clone().requires_grad_(True)
     with torch.enable_grad():
         images = model.generator.synthesis(part, model.noise)
-        odds = _log_odds(model.classifier(images.clamp(-1, 1)), activation)
+        odds = model.classifier(images.clamp(-1, 1))
+        if effect == "log_odds":
+            odds = _log_odds(odds, activation)
         slopes = [
             torch.autograd.grad(odds[:, k].sum(), part, retain_graph=True)[0] for k in range(odds.shape[1])
         ]

@@ -173,7 +173,11 @@ def _sweep_joined(
                 moved[1:],
             )
             joining = folded.layer(group.number)(channels, moved)
-            state = joining if state is None else _join(folded.advance(state, joining.layer), joining)
+            if state is None:
+                state = joining
+                continue
+            state = folded.advance(state, joining.layer)  # by itself: what was before can be freed
+            state = _join(state, joining)
         assert state is not None
         logits = model.classifier(folded.finish(state).clamp_(-1, 1))
         row = 0

@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -191,9 +191,15 @@ def file_hash(path: Path) -> str:
 def _told(graph: Graph, name: str, path: Path, hints: Hints, **known: Any) -> Classifier:
     """A graph as a classifier: the hints win over what its file says of it, this over `known`."""
     said = about(path)
-    outputs = hints.outputs or said.outputs
-    classifier = wrapped(graph, name, replace(hints, outputs=outputs), **(known | said.given()))
-    classifier.trusted = outputs is not None
+    if hints.range is not None:  # mean and std of the file are in the units of its own range
+        said = replace(said, mean=None, std=None)
+    own = {field.name: getattr(hints, field.name) for field in fields(hints)}
+    if said.class_names is not None:  # the file's: a wrong number of them is no mistake of the user's
+        known["class_names"] = said.class_names
+    merged = replace(said, class_names=None)
+    merged = replace(merged, **{key: value for key, value in own.items() if value is not None})
+    classifier = wrapped(graph, name, merged, **known)
+    classifier.trusted = merged.outputs is not None
     return classifier
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stylex.cli.output import AsJson, result
-from stylex.errors import RunError
+from stylex.errors import ConfigError, RunError
 
 
 def convert(
@@ -39,6 +39,8 @@ def convert(
         from stylex.model import load_model
         from stylex.run import Run
 
+        if label is not None:
+            raise ConfigError("--label says what a converted generator is to draw; with --to leave it out")
         if out.exists():
             raise RunError(f"{out}: exists; nothing was overwritten, choose another name")
         model = load_model(Run.open(source), hardware.choose("cpu", "fp32"))

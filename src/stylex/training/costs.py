@@ -35,8 +35,8 @@ SAFE_SHARE = 0.8
 
 
 GRACE = 3.0
-"""Times the limit within which a second round begins: the first, which builds kernels, can take thrice as
-long."""
+"""Times its limit within which the trial with two images begins a second round: the first, which builds
+kernels, can take thrice as long."""
 
 
 class OutOfMemory(Exception):  # noqa: N818 (what happened; who measures decides what follows)
@@ -161,7 +161,7 @@ def measure_step(
         images: some images of the run's resolution, as many as a batch if possible; repeated if fewer.
         classifier: what would be explained; it is moved to the hardware.
         training_images: how many there are in all; by default those given.
-        limit_s: no new round of steps begins after so many seconds, but for a second (see GRACE).
+        limit_s: no new round of steps begins after so many seconds.
 
     Raises:
         DataError, ConfigError: as for `train`.
@@ -189,7 +189,7 @@ def _measure_batches(
     few = _with_batch(config, min(2, full))
     if full <= 2:
         return _measure(few, images, classifier, hardware, limit_s, clock)
-    cost = _measure(few, images, classifier, hardware, limit_s / 5, clock)
+    cost = _measure(few, images, classifier, hardware, limit_s / 5, clock, GRACE)
     size = measure_size(config.recipe, config.resolution, classifier.classes)
     free = available_memory(hardware.device)
     failed = None
@@ -228,10 +228,11 @@ def _measure(
     hardware: Hardware,
     limit_s: float,
     clock: Callable[[], float],
+    grace: float = 1.0,
 ) -> StepCost:
     """As `_measure_steps`; OutOfMemory, with all that was built let go, where the memory does not suffice."""
     try:
-        return _measure_steps(config, images, classifier, hardware, limit_s, clock)
+        return _measure_steps(config, images, classifier, hardware, limit_s, clock, grace)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -252,8 +253,9 @@ def _measure_steps(
     hardware: Hardware,
     limit_s: float,
     clock: Callable[[], float],
+    grace: float,
 ) -> StepCost:
-    """Rounds over all sorts of steps, at least one; see `measure_step`."""
+    """Rounds over all sorts of steps, at least one, two within `grace` limits; see `measure_step`."""
     recipe, device = config.recipe, hardware.device
     gc.collect()
     release_freed_memory()
@@ -265,7 +267,7 @@ def _measure_steps(
     sorts = _sorts(recipe)
     times: dict[str, list[float]] = {name: [] for name in sorts}
     begin = clock()
-    while not times["first"] or clock() - begin < limit_s * (1 if len(times["first"]) > 1 else GRACE):
+    while not times["first"] or clock() - begin < limit_s * (1 if len(times["first"]) > 1 else grace):
         for name, sort in sorts.items():
             times[name].append(_time(trainer, sort, clock))
     activations = max(0, peak_memory(device) - base - size.state_bytes)

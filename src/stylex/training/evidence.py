@@ -158,7 +158,9 @@ def fit_evidence(
     _fold(student, evidence)
     order = np.random.default_rng(derive_seed(seed, "evidence maps")).permutation(len(small))
     maps = _maps(evidence, small, np.sort(order[:MOST_MAPS]), hardware)
-    held, shares = _decompose(evidence, maps, classifier.activation, seed)
+    held, shares = _decompose(
+        evidence, maps, classifier.activation, seed, lambda: progress(len(chosen), max(0, seen - 1))
+    )
     progress(len(chosen), seen)
     return EvidenceFit(explained, held, shares)
 
@@ -321,7 +323,11 @@ def _maps(
 
 
 def _decompose(
-    evidence: Evidence, maps: npt.NDArray[np.float64], activation: Activation, seed: int
+    evidence: Evidence,
+    maps: npt.NDArray[np.float64],
+    activation: Activation,
+    seed: int,
+    on_start: Callable[[], None] | None = None,
 ) -> tuple[float, tuple[float, ...]]:
     """Set the evidence's mean and unmixing from maps [N, L · 16 · 16]."""
     mean = maps.mean(axis=0)
@@ -339,7 +345,7 @@ def _decompose(
             break
     whitening = axes[:, :count] / np.sqrt(variances[:count])  # [L · 16 · 16, n]
     white = centred @ whitening
-    rotation = independent(white, derive_seed(seed, "ica") % 2**32)
+    rotation = independent(white, derive_seed(seed, "ica") % 2**32, on_start)
     unmixing = _merged(rotation @ whitening.T, centred, summing)  # rows: components of deviation 1
     components = centred @ unmixing.T
     mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
@@ -359,12 +365,17 @@ def _decompose(
     return float(held), tuple(float(share) for share in shares[order])
 
 
-def independent(white: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.float64]:
+def independent(
+    white: npt.NDArray[np.float64], seed: int, on_start: Callable[[], None] | None = None
+) -> npt.NDArray[np.float64]:
     """The rotation [n, n] of white data [N, n] whose components are the most independent that are found.
 
     FastICA (Hyvärinen 1999, log cosh) climbs to the next optimum, which can lie halfway between two causes of
     two values each: their sum, and their difference. Of several starts the one with the largest negentropy
     counts, Σ (E log cosh y − E log cosh ν)² for ν Gaussian (his equation 6).
+
+    Args:
+        on_start: called before every start; what it raises ends the search.
     """
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
@@ -373,6 +384,8 @@ def independent(white: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.flo
         return np.ones((1, 1))
     best, most = np.eye(white.shape[1]), -1.0
     for start in range(STARTS):
+        if on_start is not None:
+            on_start()
         ica = FastICA(whiten=False, random_state=(seed + start) % 2**32, max_iter=1000)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
