@@ -59,6 +59,10 @@ def check_page(page: Any) -> None:
     assert page.evaluate(unlabelled) == 0, page.url
 
 
+STYLED = "() => [...document.querySelectorAll('link[rel=stylesheet]')].every((found) => found.sheet)"
+"""Every style sheet has arrived: sizes mean something from here on."""
+
+
 def tab_to(page: Any, name: str, key: str = "Tab") -> None:
     """Press Tab until something of that id, name or class, or with these words, has the focus."""
     for _ in range(60):

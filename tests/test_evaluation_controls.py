@@ -56,13 +56,14 @@ def test_an_evaluation_has_all_rankings(path: Path, tmp_path: Path) -> None:
     found = evaluate_run(explainer, test, control=True)
     names = {entry.method for entry in found.methods}
     assert names >= {"AttFind", "AttFind independent", "random", RANDOM_WEIGHTS}
+    assert "AttFind distinct" in names  # its attributes repeat one another
     plain = {entry.method for entry in evaluate_run(explainer, test).methods}
-    assert plain == {"AttFind", "Wu et al.", "random"}
+    assert plain == {"AttFind", "AttFind distinct", "Wu et al.", "random"}
     for shard in (path / "effects").iterdir():
         shard.rename(tmp_path / shard.name)
     try:  # without effects, as a packed run has it, the rest is measured all the same
         packed = {entry.method for entry in evaluate_run(opened(path), test, control=True).methods}
-        assert packed == {"AttFind", "Wu et al.", "random", RANDOM_WEIGHTS}
+        assert packed == {"AttFind", "AttFind distinct", "Wu et al.", "random", RANDOM_WEIGHTS}
         with pytest.raises(RunError, match="effects"):
             other_selection(explainer)
     finally:

@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 import report_samples
 import web_server
-from browsing import NARROW, WIDE, check_page
+from browsing import NARROW, STYLED, WIDE, check_page
 from stylex.report.html import render_html
 from stylex.report.site import write_site
 
@@ -122,6 +122,7 @@ def test_nothing_moves_when_the_pictures_arrive(
     page.route("**/images/*", lambda route: route.continue_() if let_go else held.append(route))
     with page.expect_request("**/images/*"):
         page.goto(f"{hosted}/{name}", wait_until="domcontentloaded")
+    page.wait_for_function(STYLED)
     arrived = "[...document.images].filter(found => found.naturalWidth).length"
     assert page.evaluate(arrived) == 0
     before = page.evaluate(PLACES)

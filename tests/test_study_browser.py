@@ -11,7 +11,7 @@ import pytest
 
 import study_samples
 import web_server
-from browsing import NARROW, WIDE, check_focus, check_page, tab_to
+from browsing import NARROW, STYLED, WIDE, check_focus, check_page, tab_to
 from stylex.run import Run
 from stylex.study.app import create_app, read_pictures
 from stylex.study.material import study_folder
@@ -176,6 +176,7 @@ def test_nothing_moves_when_the_pictures_arrive(
         page.wait_for_selector("#choice-A")
         while len(held) < 4:
             page.wait_for_timeout(20)
+        page.wait_for_function(STYLED)
         assert page.evaluate("[...document.images].filter(found => found.naturalWidth).length") == 0
         before = page.locator("#choice-A").bounding_box()
         for request in held:
