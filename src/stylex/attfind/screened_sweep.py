@@ -118,12 +118,13 @@ def _left(
     else:
         result = _judged(shards, stage, earlier, found, model, settings, seed)
     write_json(record, {"key": shards.key, **result.to_json()})
+    sure = "" if result.sure is None else f", {result.sure:.1%} sure"
     logger.info(
-        "%d of %d changes are left after %d images, %.1f %% sure",
+        "%d of %d changes are left after %d images%s",
         result.changes.sum(),
         result.changes.size,
         result.images,
-        100 * result.sure,
+        sure,
     )
     return result
 
@@ -135,9 +136,9 @@ def _likely(found: Discovery, model: Model, settings: AttFindSettings) -> Left:
     nobody = np.zeros(len(before), bool)
     if slopes is None:
         nothing = np.zeros((2, found.space.size), bool)
-        return Left(0, ~nothing, 1.0, nothing, nobody)
+        return Left(0, ~nothing, None, nothing, nobody)
     unstable = nobody if slopes.unstable is None else slopes.unstable
-    return Left(len(before), slopes.likely, 1.0, slopes.strongest, unstable, first_order=True)
+    return Left(len(before), slopes.likely, None, slopes.strongest, unstable)
 
 
 def _judged(
@@ -197,9 +198,9 @@ def screening_notes(run: Run) -> tuple[dict[str, Any], ...]:
     return tuple(
         {
             "images": each["images"],
-            "first_order": each["first_order"],
+            "first_order": each["sure"] is None,
             "changes_left": len(each["changes"]),
-            "sure": None if each["first_order"] else each["sure"],
+            "sure": each["sure"],
         }
         for each in notes
         if each["images"]

@@ -337,24 +337,21 @@ class Left:
     Attributes:
         images: how many it was judged by; 0 where nothing was and everything stays.
         changes: mask [2, S].
-        sure: see `survivors`; 1 where everything stays or first-order effects decided.
+        sure: see `survivors`; None where first-order effects decided, or everything stays.
         protected: changes [2, S] that first-order effects keep in.
         unstable: images [N] that are left out, by their first-order effects.
-        first_order: whether first-order effects decided, not measured ones.
     """
 
     images: int
     changes: BoolArray
-    sure: float
+    sure: float | None
     protected: BoolArray
     unstable: BoolArray
-    first_order: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; masks as numbers of what is set."""
         return {
             "images": self.images,
-            "first_order": self.first_order,
             "changes": np.flatnonzero(self.changes.ravel()).tolist(),
             "sure": self.sure,
             "protected": np.flatnonzero(self.protected.ravel()).tolist(),
@@ -370,7 +367,6 @@ class Left:
             content["sure"],
             _mask(content["protected"], 2 * coordinates).reshape(2, coordinates),
             _mask(content["unstable"], images),
-            content["first_order"],
         )
 
 

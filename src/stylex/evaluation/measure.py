@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stylex.attfind import Findings
-from stylex.attfind.attributes import in_class
+from stylex.attfind.attributes import Ranking, in_class
 from stylex.attfind.effects import Activation
 from stylex.baselines import random_coordinates, rank_wu
 from stylex.classifiers import Classifier
@@ -207,10 +207,10 @@ def evaluate(
         bench = _Bench(model, space, test, target, judge, judged, counts)
         if not len(bench.rows) or name in unsought:
             continue
-        ranked = findings.attributes[name]
+        ranked = Ranking(findings.attributes[name])
         rankings = {"AttFind": [entry.change for entry in ranked]}
-        if any(entry.repeats for entry in ranked):
-            rankings[DISTINCT] = [entry.change for entry in ranked if entry.repeats is None]
+        if len(ranked.distinct) < len(ranked):
+            rankings[DISTINCT] = [entry.change for entry in ranked.distinct]
         with suppress(DataError):  # no image shows the class clearly enough: there is nothing to compare with
             rankings["Wu et al."] = rank_wu(searchable, probabilities, target, count=max(counts))
         for method, by_class in (others or {}).items():

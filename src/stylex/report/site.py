@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,6 @@ MARK = ".stylex-site"
 PAIRS_ON_OVERVIEW = 6
 
 _WEBP_QUALITY = 88
-_SOURCE = re.compile(r'src="(images/\w+\.webp)"')
 
 
 @dataclass(frozen=True)
@@ -104,11 +102,21 @@ def write_site(content: ReportContent, folder: Path) -> list[Path]:
             **common,
         )
         pages.append(folder / names[place])
-        _write(pages[-1], images.sized(text).encode())
+        _write(pages[-1], text.encode())
     # Last: a site with it is whole.
     text = render_page(content, "report.html", site=site, **common)
-    _write(folder / "index.html", images.sized(text).encode())
+    _write(folder / "index.html", text.encode())
     return [folder / "index.html", *pages]
+
+
+class _File(str):
+    """Where a picture lies, and its size in pixels: nothing on a page moves when it arrives."""
+
+    def __new__(cls, name: str, width: int, height: int) -> _File:
+        return super().__new__(cls, name)
+
+    def __init__(self, name: str, width: int, height: int) -> None:
+        self.width, self.height = width, height
 
 
 class _Images:
@@ -116,16 +124,6 @@ class _Images:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._sizes: dict[str, tuple[int, int]] = {}
-
-    def sized(self, page: str) -> str:
-        """A page with the size of each of its pictures: nothing on it moves when they arrive."""
-
-        def with_size(found: re.Match[str]) -> str:
-            width, height = self._sizes[found[1]]
-            return f'{found[0]} width="{width}" height="{height}"'
-
-        return _SOURCE.sub(with_size, page)
 
     def shown(self, picture: Picture) -> str:
         return self._kept(enlarge(as_image(picture)))
@@ -133,14 +131,13 @@ class _Images:
     def heat(self, attribute: AttributeSection) -> str:
         return self._kept(heat_map(attribute.where, [pair.before for pair in attribute.pairs]))
 
-    def _kept(self, image: Image.Image) -> str:
+    def _kept(self, image: Image.Image) -> _File:
         name = f"images/{hashlib.sha256(image.tobytes()).hexdigest()[:20]}.webp"
-        self._sizes[name] = image.size
         if not (self.folder / name).exists():
             packed = io.BytesIO()
             image.save(packed, "WEBP", quality=_WEBP_QUALITY, method=4)
             _write(self.folder / name, packed.getvalue())
-        return name
+        return _File(name, *image.size)
 
 
 def _write(path: Path, content: bytes) -> None:
