@@ -16,6 +16,7 @@ from stylex.evaluation.measure import TestImages, identify, prepare
 from stylex.evaluation.stage import evaluate_run, is_evaluated, load_evaluation
 from stylex.explainer import Explainer, open_explainer
 from stylex.report.compose import Amounts, compose, write_report
+from stylex.report.content import Curve
 from stylex.report.html import render_html
 
 
@@ -77,7 +78,15 @@ def test_attributes_that_do_the_same_are_shown_once(
     for section in content.targets:
         assert [entry.rank for entry in section.attributes] == [1, 4]
         assert [entry.same for entry in section.attributes] == [("Attribute 2", "glasses"), ()]
+    first, *rest = content.targets
+    ends = {"lows": (0.0,) * 3, "highs": (1.0,) * 3}
+    curves = (
+        Curve("AttFind", (1, 2, 3), (0.1, 0.2, 0.31), images=9, **ends),
+        Curve("AttFind distinct", (1, 2, 3), (0.1, 0.3, 0.62), images=9, **ends),
+    )
+    content = dataclasses.replace(content, targets=(dataclasses.replace(first, curves=curves), *rest))
     text = render_html(content)
+    assert "the first 3 together flip <b>62" in text, "of those that are shown"
     assert text.count("The same change as Attribute 2, glasses") == len(content.targets)
     assert text.count("are shown once, under the first of them") == len(content.targets)
 

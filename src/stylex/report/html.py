@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from stylex.evaluation.measure import DISTINCT
 from stylex.report.charts import SHARES, CurveChart, Scale, curve_chart, effect_scale
 from stylex.report.content import AttributeSection, Picture, ReportContent, TargetSection
 from stylex.report.pictures import as_image, data_uri, enlarge, heat_map
@@ -151,10 +152,15 @@ def _color(class_names: tuple[str, ...], name: str) -> str:
 
 
 def _headline(section: TargetSection) -> tuple[int, float] | None:
-    """How many attributes together flip which share of images: from the first curve, up to `_AT_A_GLANCE`."""
-    if not section.curves or not section.curves[0].counts:
+    """How many of the attributes shown together flip which share of images, up to `_AT_A_GLANCE`.
+
+    From the curve of the distinct ones where some repeat others, for those are shown; else from the first.
+    """
+    curves = {curve.label: curve for curve in section.curves}
+    curve = curves.get(DISTINCT, section.curves[0] if section.curves else None)
+    if curve is None or not curve.counts:
         return None
-    points = list(zip(section.curves[0].counts, section.curves[0].rates, strict=True))
+    points = list(zip(curve.counts, curve.rates, strict=True))
     return max([point for point in points if point[0] <= _AT_A_GLANCE] or points[:1])
 
 
