@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor
 
 import training_problems as problems
@@ -41,6 +45,9 @@ CASES: dict[str, tuple[str, Sequence[str], int]] = {
     "augmented": ("fast", (*DEVIATION, "training.augmentation=ada", "training.mirror=true"), 0),
 }
 """Name: recipe, settings, and the step whose phases are run (its number decides the kind of step)."""
+
+ANSWER_SECONDS = 3.0
+"""How long an exchange of `patience` waits for the others."""
 
 
 def gradients(path: Path, world: World, case: str) -> dict[str, Tensor]:
@@ -102,6 +109,7 @@ def exchanges(path: Path, world: World) -> dict[str, Any]:
         "any": [world.any(second), world.any(False)],
         "share": world.share(world.rank),
         "means": world.share_means({"rank": float(world.rank), "same": 3.0}),
+        "from first": patience(world),
     }
     run = problems.make_run(path / f"exchanges-{world.rank}", "fast")
     trainer = Trainer(
@@ -123,6 +131,20 @@ def exchanges(path: Path, world: World) -> dict[str, Any]:
             next(trainer.state.networks.generator.parameters()).add_(1e-6)
     found["other start"] = said_by(trainer._check_same_start)
     return found
+
+
+def patience(world: World) -> list[Any]:
+    """What the first process comes to in twice the time that an exchange may take, and who worked here."""
+    group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=ANSWER_SECONDS))
+    worked = []
+
+    def work() -> str:
+        worked.append(world.rank)
+        time.sleep(2 * ANSWER_SECONDS)
+        return f"by {world.rank}"
+
+    with mock.patch.object(parallel, "BEAT_SECONDS", ANSWER_SECONDS / 8):
+        return [replace(world, control=group).from_first(work), worked]
 
 
 def said_by(check: Callable[[], None]) -> str | None:

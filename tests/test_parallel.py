@@ -89,6 +89,11 @@ def test_processes_decide_alike(exchanges: tuple[Said, Said]) -> None:
         assert "do not start from the same weights" in found["other start"]
 
 
+def test_the_others_wait_while_the_first_works(exchanges: tuple[Said, Said]) -> None:
+    """Also for longer than an exchange may take."""
+    assert [found["from first"] for found in exchanges] == [["by 0", [0]], ["by 0", []]]
+
+
 def test_the_first_process_alone_writes(exchanges: tuple[Said, Said]) -> None:
     assert [found["checkpoints"] for found in exchanges] == [1, 0]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,9 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in one exchange: longer than writing a checkpoint takes."""
+
+BEAT_SECONDS = 60.0
+"""Between two signs of life while one process works and the others wait."""
 
 BUCKET_BYTES = 128 << 20
 """Gradients travel in buckets of about this size: few messages, and no second copy of all gradients."""
@@ -116,6 +120,42 @@ class World:
         with _others_needed():
             distributed.all_gather_object(values, value, group=self.control)
         return values
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns (small, picklable) in the first process, in all; it runs there alone.
+
+        The others wait for as long as it takes, not just for TIMEOUT: they hear of the first meanwhile. What
+        `work` raises, it raises in the first process, and the others take that one for ended.
+        """
+        if self.size == 1:
+            return work()
+        found: list[T] = []
+        if self.first:
+            with self._alive():
+                found.append(work())
+            self.any(True)
+        else:
+            while not self.any(False):
+                pass
+        return self.share(found)[0][0]
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Signs of life for those who wait in `from_first`, by a thread: the work need not think of them."""
+        done = threading.Event()
+
+        def beat() -> None:
+            with suppress(RunError):  # those who wait have ended: the next exchange says so
+                while not done.wait(BEAT_SECONDS):
+                    self.any(False)
+
+        thread = threading.Thread(target=beat, name="stylex-alive", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def share_means(self, values: dict[str, float]) -> dict[str, float]:
         """The mean over processes of each value; every process has the same keys."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,14 +53,16 @@ def measure(
     """
     total = len(styles)
     numbers = range(len(shards)) if numbers is None else numbers
-    missing = world.share(_begin(shards, numbers) if world.first else [])[0]
+    missing = world.from_first(partial(_begin, shards, numbers))
     later = sum(len(shards.images(number)) for number in range(max(numbers) + 1, len(shards)))
     there = total - later - sum(len(shards.images(number)) for number in missing)
     if there and on_progress is not None and world.first:
         on_progress(there, total)
     if not missing:
         return
-    batch = _batch(shards, model, space, styles, shift, batch_size, memory, world)
+    batch = world.from_first(
+        partial(_batch, shards, model, space, styles, shift, batch_size, memory, world.size, world.local_size)
+    )
     pending = [image for number in missing for image in shards.images(number)]
     done = there
     arrived: dict[int, Tensor] = {}
@@ -110,31 +113,28 @@ def _batch(
     shift: float,
     asked: int | None,
     memory: int | None,
-    world: World,
+    processes: int,
+    processes_here: int,
 ) -> int:
-    """The batch size of all processes: as asked for, as recorded, or as the first one's probe finds it."""
-    chosen = 0
-    if world.first:
-        record = Record(shards.folder)
-        content = record.read()
-        known = content.get("batch_size")
-        if asked is not None:
-            choice = BatchChoice(asked, "asked for")
-        elif isinstance(known, int) and known > 0:
-            choice = BatchChoice(known, "recorded")
-        else:
-            choice = choose_batch(model, space, styles, shift, memory=memory, processes=world.local_size)
-        if choice.reason != "recorded":
-            threads = torch.get_num_threads() if model.hardware.device.type == "cpu" else None
-            record.write(
-                {
-                    "key": shards.key,
-                    **choice.to_json(),
-                    "precision": model.hardware.precision,
-                    "device": str(model.hardware.device),
-                    "threads": threads,
-                    "processes": world.size,
-                }
-            )
-        chosen = choice.batch_size
-    return world.share(chosen)[0]
+    """The batch size of all processes, recorded: as asked for, as recorded, or as a probe finds it."""
+    record = Record(shards.folder)
+    known = record.read().get("batch_size")
+    if asked is not None:
+        choice = BatchChoice(asked, "asked for")
+    elif isinstance(known, int) and known > 0:
+        choice = BatchChoice(known, "recorded")
+    else:
+        choice = choose_batch(model, space, styles, shift, memory=memory, processes=processes_here)
+    if choice.reason != "recorded":
+        threads = torch.get_num_threads() if model.hardware.device.type == "cpu" else None
+        record.write(
+            {
+                "key": shards.key,
+                **choice.to_json(),
+                "precision": model.hardware.precision,
+                "device": str(model.hardware.device),
+                "threads": threads,
+                "processes": processes,
+            }
+        )
+    return choice.batch_size

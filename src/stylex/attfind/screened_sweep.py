@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,17 +54,13 @@ def screened_sweep(
     if world.first:
         shards.begin()  # before anything is judged and kept beside them
     for stage in range(len(plan.ends)):
-        if world.first:
-            earlier = _left(shards, stage, earlier, found, model, settings, seed)
-            shards.unstable = earlier.unstable
-        changes = world.share(earlier.changes if earlier is not None else None)[0]
-        assert changes is not None
-        shards.open_changes(stage, changes)
+        left = world.from_first(partial(_left, shards, stage, earlier, found, model, settings, seed))
+        earlier, shards.unstable = left, left.unstable
+        shards.open_changes(stage, left.changes)
         wanted = torch.from_numpy(shards.open_changes(stage))
         measured(shards, numbers=shards.numbers(stage), wanted=wanted)
     if len(model.class_names) == 2 and model.classifier.activation == "softmax":
-        opposite = world.share(_opposite(shards, found, model, settings) if world.first else None)[0]
-        assert opposite is not None
+        opposite = world.from_first(partial(_opposite, shards, found, model, settings))
         if opposite.any():
             number = len(found.logits)
             whole = Stages(tuple(range(number)), (number,))

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -201,12 +200,7 @@ def search(
     with _threads_kept():
         found = _discovered(run, model, images, settings, world, one_vs_one)
         folder = run.path / "effects"
-        asked = _resolved(settings, found.logits, one_vs_one) if world.first else settings
-        if world.first and (settings.sweep, asked.sweep) == ("auto", "screened"):
-            everything = asked.model_copy(update={"sweep": "exact"})
-            if _measured(folder, _key(model, found, everything), found, everything) is not None:
-                asked = everything  # nothing is left to spare
-        settings = world.share(asked)[0]  # the others were not told all that it hangs on
+        settings = world.from_first(partial(_asked, folder, model, found, settings, one_vs_one))
         key = _key(model, found, settings)
         unstable: npt.NDArray[np.bool_] | None = None
         measured = partial(
@@ -228,8 +222,8 @@ def search(
         else:
             shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
             measured(shards)
-    content: dict[str, Any] = {}
-    if world.first:
+
+    def kept() -> Findings:
         findings = _selected(run, model, found, shards, settings, unstable)
         findings = mark_repeats(model, found.space, found.styles, found.logits, findings)
         findings = _with_earlier_names(run, model, findings)
@@ -239,8 +233,21 @@ def search(
             before, activation = found.logits.numpy(), model.classifier.activation
             pairs = find_pairs(before, shards, found.space, model.class_names, settings, activation)
             save_pairs(run, pairs, fingerprint(findings))
-        content = findings.to_json()
-    return Findings.from_json(world.share(content)[0])
+        return findings
+
+    return world.from_first(kept)
+
+
+def _asked(
+    folder: Path, model: Model, found: Discovery, settings: AttFindSettings, one_vs_one: bool
+) -> AttFindSettings:
+    """As `_resolved`; exact also where an exact sweep has been done, since nothing is left to spare."""
+    asked = _resolved(settings, found.logits, one_vs_one)
+    if (settings.sweep, asked.sweep) == ("auto", "screened"):
+        everything = asked.model_copy(update={"sweep": "exact"})
+        if _measured(folder, _key(model, found, everything), found, everything) is not None:
+            return everything
+    return asked
 
 
 def _resolved(settings: AttFindSettings, logits: Tensor, one_vs_one: bool) -> AttFindSettings:
@@ -313,8 +320,8 @@ def _discovered(
     Threads decide the last bits of styles and effects. If these are another sweep's with the present threads,
     they are tried with the recorded ones.
     """
-    parts: tuple[dict[str, Tensor], tuple[str, ...], int] | None = None
-    if world.first:
+
+    def here() -> Discovery:
         found = discover(model, images, settings, run.config.seed)
         record = Record(run.path / "effects").read()
         threads, now = record.get("threads"), torch.get_num_threads()
@@ -327,18 +334,20 @@ def _discovered(
             torch.set_num_threads(threads)
             again = discover(model, images, settings, run.config.seed)
             if record.get("key") == _key(model, again, _resolved(settings, again.logits, one_vs_one)):
-                found = again
                 logger.warning("going on with %d CPU threads, as this search began", threads)
-            else:
-                torch.set_num_threads(now)
+                return again
+            torch.set_num_threads(now)
+        return found
+
+    def for_all() -> tuple[dict[str, Tensor], tuple[str, ...], int]:
+        found = here()
         tensors = {"latents": found.latents, "styles": found.styles, "logits": found.logits}
         tensors = {key: value.cpu() for key, value in (tensors | found.space.tensors()).items()}
-        parts = tensors, found.names, torch.get_num_threads()
-        if world.size == 1:
-            return found
-    shared = world.share(parts)[0]
-    assert shared is not None
-    tensors, names, threads = shared
+        return tensors, found.names, torch.get_num_threads()
+
+    if world.size == 1:
+        return here()
+    tensors, names, threads = world.from_first(for_all)
     if model.hardware.device.type == "cpu":
         torch.set_num_threads(threads)
     return _restored(model, tensors, names)

@@ -139,15 +139,15 @@ def _planned(
     from stylex.data import preview
     from stylex.training.plan import plan
 
-    if world.first:
+    def planned() -> dict[str, Any]:
         source = preview(config.data, group=config.group)
         around = _stand_in(explained, config, config.data)
-        planned = plan(config, source, around, chosen, fixed=request.fixed(), budget_s=budget)
-        config = planned.config
-        for reason in planned.reasons:
+        found = plan(config, source, around, chosen, fixed=request.fixed(), budget_s=budget)
+        for reason in found.reasons:
             note(f"chosen: {reason}")
-    settings = world.share(config.model_dump(mode="json") if world.first else {})[0]
-    return config if world.first else validate(RunConfig, settings, "settings")
+        return found.config.model_dump(mode="json")
+
+    return validate(RunConfig, world.from_first(planned), "settings")
 
 
 def _train(
@@ -178,14 +178,16 @@ def _train(
     explained.check(dataset.training.batch(range(0, count, max(1, count // CHECKED))))
     if run is not None and data is not None:
         _same_data(run, data, dataset.fingerprint)
-    if run is None and world.first:
+
+    def create() -> None:
         student = None if explained.differentiable else _student(explained, dataset, chosen)
         origin = None if request is None else request.origin
         with progress() as display:
-            told = _evidence_told(display)
-            run = create_run(out, config, dataset, explained, chosen, origin, student, told)
-    world.wait()  # until the run is there
-    run = run or Run.open(out)
+            create_run(out, config, dataset, explained, chosen, origin, student, _evidence_told(display))
+
+    if run is None:
+        world.from_first(create)
+        run = Run.open(out)
     around = explained
     if not explained.differentiable:
         around = classifiers.load(run.student_file)

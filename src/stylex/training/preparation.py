@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 from stylex.classifiers import Classifier
@@ -13,14 +12,11 @@ from stylex.hardware import Hardware
 from stylex.networks.evidence import Evidence
 from stylex.parallel import World
 from stylex.run import Run, write_json
-from stylex.training.evidence import FAIR, fit_evidence
+from stylex.training.evidence import FAIR, EvidenceFit, fit_evidence
 from stylex.training.progress import PREPARING_STOPPED
 from stylex.training.schedule import evidence_kimg
 
 log = logging.getLogger("stylex")
-
-BEAT_SECONDS = 60.0
-"""Between two signs of life while one process works and the others wait."""
 
 
 def prepare_evidence(
@@ -42,29 +38,18 @@ def prepare_evidence(
     Raises:
         Stopped: in all processes, where `on_progress` raised it in the first.
     """
-    fit, stopped = None, False
-    beaten = time.monotonic()
+    fit: EvidenceFit | None = None
 
-    def beat(done: int, total: int) -> None:
-        """Those who wait must hear of the first from time to time, or they take it for dead."""
-        nonlocal beaten
-        if on_progress is not None:
-            on_progress(done, total)
-        if time.monotonic() - beaten > BEAT_SECONDS:
-            beaten = time.monotonic()
-            world.any(False)
-
-    if world.first:
+    def work() -> bool:
+        nonlocal fit
         seed, kimg = run.config.seed, evidence_kimg(run.config.recipe)
         try:
-            fit = fit_evidence(evidence, images, classifier, hardware, seed, kimg, on_progress=beat)
+            fit = fit_evidence(evidence, images, classifier, hardware, seed, kimg, on_progress=on_progress)
         except Stopped:
-            stopped = True
-        world.any(True)
-    else:
-        while not world.any(False):
-            pass
-    if world.any(stopped):
+            return False
+        return True
+
+    if not world.from_first(work):
         raise Stopped(PREPARING_STOPPED)
     if world.size > 1:
         own = {key: value.cpu() for key, value in evidence.state_dict().items()}
