@@ -269,6 +269,12 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
             w = networks.encoder(batch.images) - networks.encoder.project(batch.images)
             if kind == "swap":
                 share = random.uniform(4, 1)
+                if weights.proximity > 0:
+                    alone = random.uniform(4, 1) < 0.5
+                    assert 0 < int(alone.sum()) < 4
+                    share[alone] = 1.0
+                    apart_from_own = (batch.fake - batch.images).abs()[alone[:, 0]]
+                    values["proximity"] = apart_from_own.mean() * alone.float().mean()
                 w = share * w + (1 - share) * w[random.permutation(4)]
                 target = target[random.permutation(4)]
             told_evidence = trainer.recipe.network.condition == "evidence"
@@ -325,6 +331,18 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(tmp_path: Path, kind: S
         mixed = torch.where(draws.uniform(*own.shape) < 0.5, expected, second)
         expected = torch.cat([expected[:1], mixed[1:2], expected[2:3], mixed[3:]])
     torch.testing.assert_close(batch.condition, expected)
+
+
+@pytest.mark.parametrize("kind", ["encode", "swap"])
+def test_proximity_counts_images_whose_latent_is_not_mixed(tmp_path: Path, kind: StepKind) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "evidence", [JUDGE_ALL, "loss.proximity=2"])
+    trainer.resume()
+    total, terms, batch = term_by_term(trainer, kind)
+    assert total == pytest.approx(sum(terms.values()), rel=1e-4)
+    assert ("proximity" in terms) == (kind == "swap")
+    if kind == "swap":
+        assert 2 * float(batch.statistics["proximity"]) == pytest.approx(terms["proximity"], rel=1e-4)
+        assert terms["proximity"] > 0.01
 
 
 def test_on_z_steps_there_is_the_adversarial_loss_alone(tmp_path: Path) -> None:

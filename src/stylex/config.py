@@ -148,6 +148,11 @@ class LossSettings(Settings):
         0.0,
         description="squared difference from the components of evidence asked for, with condition: evidence",
     )
+    proximity: NonNegative = Field(
+        0.0,
+        description="mean absolute difference of a swap step's image from the one whose w it has; of half "
+        "the images w is then not mixed",
+    )
     r1: NonNegative | Literal["auto"] = Field(
         10.0, description="γ of γ/2 · ‖∇D‖²; auto: 0.0002 · resolution² / images a step"
     )

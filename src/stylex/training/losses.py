@@ -107,6 +107,15 @@ class Batch:
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """w [N, D], the part of it that the encoder's network found, and each one's own share [N, 1] in a mix."""
+
+    w: Tensor
+    learned: Tensor
+    share: Tensor | None
+
+
 class StylexLoss:
     """Losses of StylEx, its replications and plain StyleGAN2, as the recipe weighs them.
 
@@ -241,26 +250,28 @@ class StylexLoss:
         weights = condition if self.recipe.network.discriminator != "plain" else None
         return conditional_score(self.networks.discriminator(images), weights)
 
-    def _encoded(self, images: Tensor, kind: StepKind, random: Draws) -> tuple[Tensor, Tensor]:
-        """w [N, D], mixed in pairs on swap steps, and the part of it that the encoder's network found."""
+    def _encoded(self, images: Tensor, kind: StepKind, random: Draws) -> _Encoded:
+        """w of the images; on swap steps mixed in pairs, with `proximity` by lot half of them only."""
         encoder = self.networks.encoder
         assert encoder is not None
         w, learned = encoder.latents(images)
         if kind != "swap":
-            return w, learned
+            return _Encoded(w, learned, None)
         share = random.uniform(len(w), 1)
+        if self.recipe.loss.proximity > 0:
+            share = torch.where(random.uniform(len(w), 1) < 0.5, 1.0, share)
         order = random.permutation(len(w))
 
         def mixed(own: Tensor) -> Tensor:
             return share * own + (1 - share) * self.world.gather(own)[order]
 
         whole = mixed(w)
-        return whole, mixed(learned) if encoder.components else whole
+        return _Encoded(whole, mixed(learned) if encoder.components else whole, share)
 
     def _w(self, images: Tensor, kind: StepKind, random: Draws) -> Tensor:
         """w [N, D], or [N, L, D] with one a layer on z steps with style mixing."""
         if kind != "sample":
-            return self._encoded(images, kind, random)[0]
+            return self._encoded(images, kind, random).w
         mapping = self.networks.mapping
         assert mapping is not None
         count = len(images)
@@ -291,9 +302,11 @@ class StylexLoss:
         weights = self.recipe.loss
         condition = self.condition(batch)
         if batch.kind == "sample":
-            w = learned = self._w(batch.images, batch.kind, batch.random)
+            w = self._w(batch.images, batch.kind, batch.random)
+            encoded = _Encoded(w, w, None)
         else:
-            w, learned = self._encoded(batch.images, batch.kind, batch.random)
+            encoded = self._encoded(batch.images, batch.kind, batch.random)
+            w = encoded.w
         order = None
         if batch.kind == "swap":
             order = batch.random.permutation(len(w))
@@ -321,9 +334,14 @@ class StylexLoss:
         if weights.latent_l1 > 0:
             assert self.networks.encoder is not None
             # Of what the network finds: components of an image of another class must be allowed to differ.
-            latent = (self.networks.encoder.learned(fake) - learned).abs().mean()
+            latent = (self.networks.encoder.learned(fake) - encoded.learned).abs().mean()
             batch.statistics[f"{batch.kind}/latent_l1"] = latent.detach()
             loss = loss + weights.latent_l1 * latent
+        if weights.proximity > 0 and encoded.share is not None:
+            distance = (fake - batch.images).abs().mean(dim=(1, 2, 3))
+            proximity = (distance * (encoded.share[:, 0] == 1)).mean()
+            batch.statistics["proximity"] = proximity.detach()
+            loss = loss + weights.proximity * proximity
         return loss
 
     def _faithfulness(self, batch: Batch, fake: Tensor, order: Tensor | None) -> Tensor:
