@@ -8,6 +8,9 @@ Each row of quality_per_hour.yaml (`--rows`, some of them: `--only fast,stylex`)
 the test images by `stylex evaluate --quality --truth`. `--jobs` rows at a time, each on CPU cores of its own.
 A row that is done is not done again; a training that was stopped goes on. The table goes to standard output
 as Markdown, everything to `--out`/table.json.
+
+On a machine whose speed changes from hour to hour minutes are no measure. `--like fast --kimg 25` in place of
+`--minutes` gives every row as many images as take as long as 25,000 of row fast, by steps timed in turn.
 """
 
 from __future__ import annotations
@@ -30,7 +33,11 @@ import yaml
 from stylex.benchmarks.machine import describe
 from stylex.hardware import choose
 from stylex.run import Run, read_json, write_json
+from stylex.training.plan import SCHEDULE_KEYS
 from stylex.training.schedule import total_images
+
+TRIAL_SECONDS = 10.0
+"""For each timing of a row's steps."""
 
 WIDTHS = ("network.channel_base", "network.channel_max")
 """Given for every row, so that a time budget changes the length of a training and nothing else."""
@@ -71,8 +78,13 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def commands(row: Row, given: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
-    """What is run for a row, by the file in its folder that shows that it was."""
+def commands(
+    row: Row, given: argparse.Namespace, folder: Path, length: Sequence[str] | None = None
+) -> dict[str, list[str]]:
+    """What is run for a row, by the file in its folder that shows that it was.
+
+    `length`: assignments that say how long it is trained, in place of the minutes.
+    """
     stylex = [sys.executable, "-m", "stylex"]
     common = ["--threads", str(max(1, len(usable_cores()) // given.jobs))]
     train = [
@@ -84,9 +96,9 @@ def commands(row: Row, given: argparse.Namespace, folder: Path) -> dict[str, lis
         "--recipe",
         row.recipe,
     ]
-    train += ["--size", str(given.size), "--out", str(folder), "--time-budget", f"{given.minutes}m"]
-    train += ["--seed", str(given.seed)]
-    for assignment in _with_widths(row):
+    train += ["--size", str(given.size), "--out", str(folder), "--seed", str(given.seed)]
+    train += ["--time-budget", f"{given.minutes}m"] if length is None else []
+    for assignment in [*with_widths(row), *(length or [])]:
         train += ["--set", assignment]
     search = ["attfind", str(folder), "--images", str(given.images)]
     measure = ["evaluate", str(folder), "--judge", str(given.judge), "--quality"]
@@ -100,13 +112,64 @@ def commands(row: Row, given: argparse.Namespace, folder: Path) -> dict[str, lis
     }
 
 
-def _with_widths(row: Row) -> list[str]:
+def with_widths(row: Row) -> list[str]:
     from stylex.config import load_recipe
 
     network = load_recipe(row.recipe, list(row.assignments)).network.model_dump()
     said = {assignment.partition("=")[0] for assignment in row.assignments}
     widths = [f"{key}={network[key.split('.')[1]]}" for key in WIDTHS if key not in said]
     return [*row.assignments, *widths]
+
+
+def in_time_of(like: Row, row: Row, given: argparse.Namespace, folder: Path) -> list[str]:
+    """Assignments that give a row the images that take as long as `given.kimg` of another row.
+
+    Steps of both are timed in turn, twice; what comes before the first step counts.
+    """
+    from stylex import classifiers
+    from stylex.data import preview
+    from stylex.training.costs import measure_size, measure_step
+    from stylex.training.plan import TRAINING_SHARE, Measurement, fitting_total, scale_total
+    from stylex.training.setup import Request
+
+    hardware = choose("cpu", "auto", max(1, len(usable_cores()) // given.jobs))
+    images, explained = preview(given.data), classifiers.load(str(given.classifier))
+
+    def measured(one: Row) -> Measurement:
+        assignments = with_widths(one)
+        said = {"size": given.size, "assignments": assignments}
+        config = Request(given.data, str(given.classifier), one.recipe, **said).settings(folder)
+        few = images.sample(given.size, 2 * config.recipe.training.batch_size)
+        cost = measure_step(
+            config, few, explained, hardware, training_images=images.training, limit_s=TRIAL_SECONDS
+        )
+        size = measure_size(config.recipe, given.size, explained.classes)
+        return Measurement(1.0, config.recipe, size, cost)
+
+    fixed = [assignment.partition("=")[0] for assignment in row.assignments]
+    totals = []
+    for _ in range(2):
+        reference, own = measured(like), measured(row)
+        seconds = reference.cost.seconds(scale_total(reference.recipe, given.kimg))
+        totals.append(fitting_total(own, own.recipe, seconds / TRAINING_SHARE, fixed))
+    chosen = scale_total(own.recipe, round(sum(totals) / len(totals), 1), fixed).model_dump()
+    keys = [key for key in (*SCHEDULE_KEYS, "training.total_kimg") if key not in fixed]
+    return [f"{key}={chosen[key.split('.')[0]][key.split('.')[1]]}" for key in keys]
+
+
+def lengths_of(rows: Sequence[Row], given: argparse.Namespace) -> dict[str, list[str]]:
+    """What `in_time_of` says of every row, kept in `--out`/lengths.json; nothing without `--like`."""
+    if given.like is None:
+        return {}
+    (like,) = read_rows(given.rows, [given.like])
+    file = given.out / "lengths.json"
+    known: dict[str, list[str]] = read_json(file) if file.exists() else {}
+    given.out.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        if row.name not in known:
+            known[row.name] = in_time_of(like, row, given, given.out / row.name)
+            write_json(file, known)
+    return known
 
 
 def finished(folder: Path) -> bool:
@@ -216,7 +279,7 @@ def _cell(value: Any, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def work(row: Row, given: argparse.Namespace, cores: set[int]) -> None:
+def work(row: Row, given: argparse.Namespace, cores: set[int], length: Sequence[str] | None) -> None:
     """Train, search and measure one row, its output in a log beside its folder.
 
     Raises:
@@ -225,7 +288,7 @@ def work(row: Row, given: argparse.Namespace, cores: set[int]) -> None:
     folder = given.out / row.name
     given.out.mkdir(parents=True, exist_ok=True)
     with (given.out / f"{row.name}.log").open("a", encoding="utf-8") as log:
-        for file, command in commands(row, given, folder).items():
+        for file, command in commands(row, given, folder, length).items():
             if (folder / file).exists() and (file != "model.safetensors" or finished(folder)):
                 continue
             print("$", " ".join(command[2:]), file=log, flush=True)
@@ -246,12 +309,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--only", default="", help="names of rows, separated by commas")
     parser.add_argument("--minutes", type=float, default=60, help="of training, for each row")
+    parser.add_argument("--like", help="a row: train as long as --kimg of it take, in place of --minutes")
+    parser.add_argument("--kimg", type=float, default=25, help="thousand images of the row --like")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=32, help="discovery images of each class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time, each on cores of its own")
     given = parser.parse_args(arguments)
     rows = read_rows(given.rows, [name for name in given.only.split(",") if name])
+
+    lengths = lengths_of(rows, given)
 
     usable = usable_cores()
     share = max(1, len(usable) // given.jobs)
@@ -264,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def one(row: Row) -> str | None:
         cores = free.get()
         try:
-            work(row, given, cores)
+            work(row, given, cores, lengths.get(row.name))
         except SystemExit as error:
             return str(error)
         finally:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 import training_problems as problems
+from problems import save_images
 from script_files import HOME, load_script
 from stylex.config import load_recipe
+from stylex.training.costs import StepCost
 from stylex.training.loop import train
 
 
@@ -53,6 +55,42 @@ def test_truth_is_measured_where_there_is_a_detector_and_an_encoder(
     assert ("--truth" in made["evaluation.json"]) == (factors and recipe == "fast")
     assert "None" not in made["evaluation.json"]
     assert made["model.safetensors"][made["model.safetensors"].index("--data") + 1] == given.data
+
+
+def test_rows_get_the_images_that_take_as_long_as_those_of_another(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row whose steps take twice as long gets half of the images, its schedule in proportion."""
+    data = save_images(tmp_path / "data")
+
+    def timed(config: Any, *_: Any, **__: Any) -> StepCost:
+        slow = 2.0 if config.recipe.loss.r1 == 10 else 1.0
+        return StepCost(8, {"encode": 0.1 * slow, "swap": 0.1 * slow}, {}, 0.1 * slow, 0, 0, 1)
+
+    monkeypatch.setattr("stylex.training.costs.measure_step", timed)
+    monkeypatch.setattr("stylex.classifiers.load", lambda _: problems.classifier())
+    given = argparse.Namespace(
+        data=str(data),
+        classifier=Path("c.safetensors"),
+        rows=HOME / "quality_per_hour.yaml",
+        like="fast",
+        kimg=20,
+        size=16,
+        jobs=1,
+        out=tmp_path / "rows",
+    )
+    rows = script.read_rows(HOME / "quality_per_hour.yaml", ["no-warm-up", "r1-10", "batch-16"])
+    lengths = script.lengths_of(rows, given)
+    kept = {name: dict(each.split("=") for each in said) for name, said in lengths.items()}
+    assert {name: float(each["training.total_kimg"]) for name, each in kept.items()} == {
+        "no-warm-up": 20,
+        "r1-10": 10,
+        "batch-16": 20,
+    }
+    start = load_recipe("fast").loss.adversarial_start_kimg / load_recipe("fast").training.total_kimg
+    assert float(kept["r1-10"]["loss.adversarial_start_kimg"]) == pytest.approx(10 * start, rel=0.01)
+    assert "loss.adversarial_start_kimg" not in kept["no-warm-up"]
+    assert script.lengths_of(rows, given) == lengths
 
 
 def test_a_row_that_was_stopped_is_not_taken_for_trained(script: Any, tmp_path: Path) -> None:
