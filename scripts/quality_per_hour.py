@@ -127,6 +127,7 @@ def in_time_of(like: Row, row: Row, given: argparse.Namespace, folder: Path) -> 
     Steps of both are timed in turn, twice; what comes before the first step counts.
     """
     from stylex import classifiers
+    from stylex.config import load_recipe
     from stylex.data import preview
     from stylex.training.costs import measure_size, measure_step
     from stylex.training.plan import TRAINING_SHARE, Measurement, fitting_total, scale_total
@@ -146,13 +147,14 @@ def in_time_of(like: Row, row: Row, given: argparse.Namespace, folder: Path) -> 
         size = measure_size(config.recipe, given.size, explained.classes)
         return Measurement(1.0, config.recipe, size, cost)
 
+    recipe = load_recipe(row.recipe, with_widths(row))
     fixed = [assignment.partition("=")[0] for assignment in row.assignments]
-    totals = []
-    for _ in range(2):
+    totals = [] if row != like else [given.kimg]
+    for _ in range(0 if totals else 2):
         reference, own = measured(like), measured(row)
         seconds = reference.cost.seconds(scale_total(reference.recipe, given.kimg))
-        totals.append(fitting_total(own, own.recipe, seconds / TRAINING_SHARE, fixed))
-    chosen = scale_total(own.recipe, round(sum(totals) / len(totals), 1), fixed).model_dump()
+        totals.append(fitting_total(own, recipe, seconds / TRAINING_SHARE, fixed))
+    chosen = scale_total(recipe, round(sum(totals) / len(totals), 1), fixed).model_dump()
     keys = [key for key in (*SCHEDULE_KEYS, "training.total_kimg") if key not in fixed]
     return [f"{key}={chosen[key.split('.')[0]][key.split('.')[1]]}" for key in keys]
 

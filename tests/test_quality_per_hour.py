@@ -79,10 +79,11 @@ def test_rows_get_the_images_that_take_as_long_as_those_of_another(
         jobs=1,
         out=tmp_path / "rows",
     )
-    rows = script.read_rows(HOME / "quality_per_hour.yaml", ["no-warm-up", "r1-10", "batch-16"])
+    rows = script.read_rows(HOME / "quality_per_hour.yaml", ["fast", "no-warm-up", "r1-10", "batch-16"])
     lengths = script.lengths_of(rows, given)
     kept = {name: dict(each.split("=") for each in said) for name, said in lengths.items()}
     assert {name: float(each["training.total_kimg"]) for name, each in kept.items()} == {
+        "fast": 20,
         "no-warm-up": 20,
         "r1-10": 10,
         "batch-16": 20,
