@@ -172,7 +172,10 @@ def time_evidence(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, float]:
-    """What `fit_evidence` takes here: seconds an image to ask about, and seconds an image to learn from."""
+    """What `fit_evidence` takes here: seconds an image to ask about, and seconds an image to learn from.
+
+    Left out are the components of the maps, 0.2 to 2.6 s of a core for 10,000 maps.
+    """
     few = images.select(range(min(8, len(images))))
     begin = clock()
     small, target = _asked(few, np.arange(len(few)), classifier, hardware, _unwatched)
