@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import documentation
 from stylex.benchmarks.machine import convolution_peak, describe, interleaved
 from stylex.benchmarks.peers import StudyStep, load_peer
-from stylex.benchmarks.profiling import Share, shares
+from stylex.benchmarks.profiling import Share, shares, times_by_kind
 from stylex.benchmarks.training import TrainingBenchmark, _mean_step, _Steps
 from stylex.errors import ConfigError
 from stylex.hardware import Hardware
+from stylex.networks.convolution import convolve_transposed
 from training_problems import make_trainer
 
 CPU = Hardware(torch.device("cpu"), torch.float32, 1, "for tests")
@@ -51,6 +52,29 @@ def test_shares_add_up_and_name_what_dominates() -> None:
     assert sum(entry.share for entry in found) == pytest.approx(1)
     assert found[0].kind == "convolution, forward"
     assert found[0].share > 0.5
+
+
+KERNELS = {
+    "convolution 3 × 3": (32, 32, 3, 3),
+    "convolution 1 × 1": (32, 32, 1, 1),
+    "depthwise convolution": (32, 1, 4, 4),
+    "transposed convolution": (32, 16, 3, 3),
+}
+
+
+def test_convolutions_are_told_apart_by_their_kernels() -> None:
+    images = torch.randn(8, 32, 32, 32)
+    kernels = {name: torch.randn(shape) for name, shape in KERNELS.items()}
+    works = {
+        "convolution 3 × 3": lambda: F.conv2d(images, kernels["convolution 3 × 3"]),
+        "convolution 1 × 1": lambda: F.conv2d(images, kernels["convolution 1 × 1"]),
+        "depthwise convolution": lambda: F.conv2d(images, kernels["depthwise convolution"], groups=32),
+        "transposed convolution": lambda: convolve_transposed(images, kernels["transposed convolution"]),
+    }
+    for name, work in works.items():
+        with torch.inference_mode():
+            times = times_by_kind(work, by_kernel=True)
+        assert max((kind for kind in times if "convolution" in kind), key=lambda kind: times[kind]) == name
 
 
 def test_the_peak_counts_multiplications_and_additions(monkeypatch: pytest.MonkeyPatch) -> None:

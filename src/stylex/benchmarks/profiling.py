@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.utils.flop_counter import flop_registry
 KINDS = {
     "convolution, backward": ("convolution_backward",),
     "convolution, forward": ("mkldnn_convolution", "_convolution", "convolution", "cudnn_convolution",
-                             "mkldnn::_convolution_pointwise"),
+                             "mkldnn::_convolution_pointwise", "_nnpack_spatial_convolution",
+                             "_slow_conv2d_forward"),
     "matrix product": ("mm", "addmm", "bmm"),
     "leaky ReLU": ("leaky_relu", "leaky_relu_backward", "threshold_backward", "clamp_min", "relu"),
     "multiplication": ("mul", "addcmul", "mul_", "div"),
@@ -67,15 +68,42 @@ class Share:
 
 def shares(work: Callable[[], object]) -> list[Share]:
     """Share of the operators' own time by kind, largest first; what no kind names is "other"."""
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    return as_shares(times_by_kind(work))
+
+
+def times_by_kind(work: Callable[[], object], *, by_kernel: bool = False) -> dict[str, float]:
+    """Seconds of the operators' own time on the CPU by kind; with `by_kernel` convolutions by theirs."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=by_kernel) as found:
         work()
     kinds = {name: kind for kind, names in KINDS.items() for name in names}
     times: dict[str, float] = {}
-    for event in found.key_averages():
+    for event in found.key_averages(group_by_input_shape=by_kernel):
         kind = kinds.get(event.key.removeprefix("aten::"), "other")
         if event.key.startswith(DIFFERENTIATION):
             kind = "differentiation itself"
-        times[kind] = times.get(kind, 0.0) + event.self_cpu_time_total
+        if by_kernel and kind.startswith("convolution"):
+            kind = _kernel(event.key, event.input_shapes)
+        times[kind] = times.get(kind, 0.0) + event.self_cpu_time_total / 1e6
+    return times
+
+
+def as_shares(times: Mapping[str, float]) -> list[Share]:
+    """Shares of the whole, largest first."""
     total = sum(times.values())
     ordered = sorted(times.items(), key=lambda entry: -entry[1])
     return [Share(kind, time / total) for kind, time in ordered]
+
+
+def _kernel(operator: str, shapes: Sequence[Sequence[int]]) -> str:
+    """What sort of convolution, by the shape of its weight [O, C / groups, h, w], where nothing is trained.
+
+    A transposed one is a gradient's kernel, or has no operator of its own: what `_convolution` does itself.
+    """
+    if operator in ("aten::convolution_backward", "aten::_convolution"):
+        return "transposed convolution"
+    weight = shapes[1] if len(shapes) > 1 and len(shapes[1]) == 4 else ()
+    if not weight:
+        return "convolution"
+    if weight[1] == 1 and weight[0] > 1:
+        return "depthwise convolution"
+    return f"convolution {weight[2]} × {weight[3]}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from stylex.attfind.folded import FoldedSynthesis
 from stylex.attfind.sweep import rows_of, sweep_image
 from stylex.benchmarks.machine import Machine, convolution_peak, describe, interleaved
 from stylex.benchmarks.peers import StudyEvaluation, load_peer
+from stylex.benchmarks.profiling import Share, as_shares, times_by_kind
 from stylex.benchmarks.screening import ScreenedResult, bench_screened
 from stylex.classifiers import Classifier
 from stylex.classifiers.architectures import build as build_classifier
@@ -59,7 +61,8 @@ class WayResult:
 class SizeResult:
     """What was measured of one model; `layers` of all its convolutions, evenly chosen.
 
-    `peer_evaluations_per_second` is the peer's, at the study's size only.
+    `peer_evaluations_per_second` is the peer's, at the study's size only. `where_the_time_goes` is of the
+    operators of the sweep, on the CPU.
     """
 
     name: SizeName
@@ -69,6 +72,7 @@ class SizeResult:
     batch_size: int
     paths: dict[str, WayResult]
     peer_evaluations_per_second: float | None
+    where_the_time_goes: tuple[Share, ...] = ()
 
     @property
     def speedup(self) -> float | None:
@@ -86,6 +90,7 @@ class SizeResult:
             "paths": {name: path.to_json() for name, path in self.paths.items()},
             "peer_evaluations_per_second": self.peer_evaluations_per_second,
             "speedup": self.speedup,
+            "where_the_time_goes": [share.to_json() for share in self.where_the_time_goes],
         }
 
 
@@ -265,7 +270,24 @@ def _measure(
     }
     in_all = sum(layer.kind == "conv" for layer in space.layout)
     peer = None if theirs is None else 1 / seconds["peer"]
-    return SizeResult(name, space.size, len(layers), in_all, batch_size, paths, peer)
+    places = as_shares(_times(works, layers))
+    return SizeResult(name, space.size, len(layers), in_all, batch_size, paths, peer, tuple(places))
+
+
+def _times(works: Mapping[str, Callable[[], object]], layers: Sequence[_Layer]) -> dict[str, float]:
+    """Seconds of an image's sweep by kind of operation, put together as its time is."""
+
+    def of(name: str) -> Counter[str]:
+        return Counter(times_by_kind(works[name], by_kernel=True))
+
+    image = of("image")
+    times = Counter(image)
+    for layer in layers:
+        once = of(f"layer {layer.number} prepared")
+        batch = of(f"layer {layer.number}") - image - once  # what comes out below 0 is left out
+        times.update(once)
+        times.update({kind: layer.batches * seconds for kind, seconds in batch.items()})
+    return dict(times)
 
 
 def _bound(
