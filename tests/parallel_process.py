@@ -34,6 +34,17 @@ CASES: dict[str, tuple[str, Sequence[str], int]] = {
         3,  # at step 1 rounding decides on which side of a kink an activation lies
     ),
     "evidence": ("evidence", (*DEVIATION, "loss.path_length_interval=1", "training.noise=random"), 1),
+    "kept": (
+        "evidence",
+        (
+            *DEVIATION,
+            "loss.proximity=1",
+            "loss.cycle=3",
+            "loss.path_length_interval=1",
+            "training.noise=random",
+        ),
+        3,
+    ),
     "sample": ("stylex", (*DEVIATION, "loss.path_length_interval=1", "training.style_mixing=0.9"), 1),
     "plain": ("stylegan2", DEVIATION, 0),
     "logits": ("study", DEVIATION, 0),

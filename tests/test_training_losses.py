@@ -270,11 +270,17 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
             if kind == "swap":
                 share = random.uniform(4, 1)
                 if weights.proximity > 0:
-                    alone = random.uniform(4, 1) < 0.5
-                    assert 0 < int(alone.sum()) < 4
-                    share[alone] = 1.0
-                    apart_from_own = (batch.fake - batch.images).abs()[alone[:, 0]]
-                    values["proximity"] = apart_from_own.mean() * alone.float().mean()
+                    share[[0, 2]] = 1.0
+                    values["proximity"] = (batch.fake - batch.images).abs()[[0, 2]].mean()
+                    own = torch.cat(
+                        [networks.encoder(batch.fake), networks.encoder.told(batch.images)], dim=1
+                    )[[0, 2]]
+                    again = networks.generator.synthesis(networks.generator.styles(own), "none")
+                    back = again - batch.images[[0, 2]]
+                    values["cycle"] = weights.l1 * back.abs().mean() + weights.l2 * back.square().mean()
+                    assert float(batch.statistics["cycle"]) == pytest.approx(
+                        float(back.abs().mean()), rel=1e-4
+                    )
                 w = share * w + (1 - share) * w[random.permutation(4)]
                 target = target[random.permutation(4)]
             told_evidence = trainer.recipe.network.condition == "evidence"
@@ -334,15 +340,18 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(tmp_path: Path, kind: S
 
 
 @pytest.mark.parametrize("kind", ["encode", "swap"])
-def test_proximity_counts_images_whose_latent_is_not_mixed(tmp_path: Path, kind: StepKind) -> None:
-    trainer = problems.make_trainer(tmp_path / "run", "evidence", [JUDGE_ALL, "loss.proximity=2"])
+def test_every_second_image_is_kept_and_given_back(tmp_path: Path, kind: StepKind) -> None:
+    """Its latent is not mixed, so that it can be compared with what it should have left of it."""
+    keeping = ["loss.proximity=2", "loss.cycle=3"]
+    trainer = problems.make_trainer(tmp_path / "run", "evidence", [JUDGE_ALL, *keeping])
     trainer.resume()
     total, terms, batch = term_by_term(trainer, kind)
     assert total == pytest.approx(sum(terms.values()), rel=1e-4)
-    assert ("proximity" in terms) == (kind == "swap")
+    for name in ("proximity", "cycle"):
+        assert (name in terms) == (name in batch.statistics) == (kind == "swap")
     if kind == "swap":
         assert 2 * float(batch.statistics["proximity"]) == pytest.approx(terms["proximity"], rel=1e-4)
-        assert terms["proximity"] > 0.01
+        assert min(terms["proximity"], terms["cycle"]) > 0.01
 
 
 def test_on_z_steps_there_is_the_adversarial_loss_alone(tmp_path: Path) -> None:

@@ -153,6 +153,11 @@ class LossSettings(Settings):
         description="mean absolute difference of a swap step's image from the one whose w it has; of half "
         "the images w is then not mixed",
     )
+    cycle: NonNegative = Field(
+        0.0,
+        description="times l1 and l2 of an image and what becomes of it when its swap is taken back: "
+        "encoded once more, and told its own condition; w as with proximity",
+    )
     r1: NonNegative | Literal["auto"] = Field(
         10.0, description="γ of γ/2 · ‖∇D‖²; auto: 0.0002 · resolution² / images a step"
     )

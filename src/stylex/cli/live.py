@@ -56,7 +56,6 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "perceptual": "perceptual",
         "encode/latent_l1": "latent, encode",
         "swap/latent_l1": "latent, swap",
-        "proximity": "proximity",
     },
     "watched images": {
         "health/agreement": "class kept",

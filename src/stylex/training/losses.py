@@ -109,11 +109,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """w [N, D], the part of it that the encoder's network found, and each one's own share [N, 1] in a mix."""
+    """w [N, D], and the part of it that the encoder's network found."""
 
     w: Tensor
     learned: Tensor
-    share: Tensor | None
 
 
 class StylexLoss:
@@ -241,6 +240,11 @@ class StylexLoss:
             return slice(None) if world.rank % 2 == 0 else slice(0, 0)
         return slice(world.rank % 2, None, 2)
 
+    def _share_known(self, count: int) -> float:
+        """What the mean over `_known` of this process's images counts, so that processes' means add up."""
+        own = len(range(*self._known(count).indices(count)))
+        return own * self.world.size / -(-count * self.world.size // 2)
+
     def _augmented(self, images: Tensor, random: Draws) -> Tensor:
         """Images as the discriminator is to see them; nothing else ever sees them so."""
         return images if self.augmentation is None else self.augmentation(images, random)
@@ -251,22 +255,22 @@ class StylexLoss:
         return conditional_score(self.networks.discriminator(images), weights)
 
     def _encoded(self, images: Tensor, kind: StepKind, random: Draws) -> _Encoded:
-        """w of the images; on swap steps mixed in pairs, with `proximity` by lot half of them only."""
+        """w of the images; on swap steps mixed in pairs, if images are kept only every second one's."""
         encoder = self.networks.encoder
         assert encoder is not None
         w, learned = encoder.latents(images)
         if kind != "swap":
-            return _Encoded(w, learned, None)
+            return _Encoded(w, learned)
         share = random.uniform(len(w), 1)
-        if self.recipe.loss.proximity > 0:
-            share = torch.where(random.uniform(len(w), 1) < 0.5, 1.0, share)
+        if self._keeps_images:
+            share[self._known(len(w))] = 1.0
         order = random.permutation(len(w))
 
         def mixed(own: Tensor) -> Tensor:
             return share * own + (1 - share) * self.world.gather(own)[order]
 
         whole = mixed(w)
-        return _Encoded(whole, mixed(learned) if encoder.components else whole, share)
+        return _Encoded(whole, mixed(learned) if encoder.components else whole)
 
     def _w(self, images: Tensor, kind: StepKind, random: Draws) -> Tensor:
         """w [N, D], or [N, L, D] with one a layer on z steps with style mixing."""
@@ -287,15 +291,17 @@ class StylexLoss:
         late = torch.arange(layers, device=w.device)[None] >= torch.where(mixed, cut, layers)
         return torch.where(late[:, :, None], other[:, None], w[:, None])
 
-    def _synthesise(self, latents: Tensor, random: Draws) -> Tensor:
+    def _noise(self, count: int, random: Draws) -> list[Tensor] | None:
+        """The recipe's noise maps of `count` images; None where they are not random."""
+        if self.recipe.training.noise != "random":
+            return None
+        sizes = self.networks.generator.synthesis.noise_shapes()
+        return [random.normal(count, 1, size, size) for size in sizes]
+
+    def _synthesise(self, latents: Tensor, maps: list[Tensor] | None) -> Tensor:
         """Images of latents w ⊕ condition, with the recipe's noise."""
         generator = self.networks.generator
-        noise = self.recipe.training.noise
-        maps = None
-        if noise == "random":
-            sizes = generator.synthesis.noise_shapes()
-            maps = [random.normal(len(latents), 1, size, size) for size in sizes]
-        images: Tensor = generator.synthesis(generator.styles(latents), noise, maps)
+        images: Tensor = generator.synthesis(generator.styles(latents), self.recipe.training.noise, maps)
         return images
 
     def _generator(self, batch: Batch) -> Tensor:
@@ -303,7 +309,7 @@ class StylexLoss:
         condition = self.condition(batch)
         if batch.kind == "sample":
             w = self._w(batch.images, batch.kind, batch.random)
-            encoded = _Encoded(w, w, None)
+            encoded = _Encoded(w, w)
         else:
             encoded = self._encoded(batch.images, batch.kind, batch.random)
             w = encoded.w
@@ -311,7 +317,7 @@ class StylexLoss:
         if batch.kind == "swap":
             order = batch.random.permutation(len(w))
             condition = None if condition is None else self._swapped(condition, order, batch.random)
-        fake = self._synthesise(join(w, condition), batch.random)
+        fake = self._synthesise(join(w, condition), self._noise(len(w), batch.random))
         batch.fake, batch.condition = fake.detach(), condition
 
         loss = torch.zeros((), device=fake.device)
@@ -337,11 +343,43 @@ class StylexLoss:
             latent = (self.networks.encoder.learned(fake) - encoded.learned).abs().mean()
             batch.statistics[f"{batch.kind}/latent_l1"] = latent.detach()
             loss = loss + weights.latent_l1 * latent
-        if weights.proximity > 0 and encoded.share is not None:
-            distance = (fake - batch.images).abs().mean(dim=(1, 2, 3))
-            proximity = (distance * (encoded.share[:, 0] == 1)).mean()
-            batch.statistics["proximity"] = proximity.detach()
-            loss = loss + weights.proximity * proximity
+        if batch.kind == "swap" and self._keeps_images:
+            loss = loss + self._kept(batch, fake)
+        return loss
+
+    @property
+    def _keeps_images(self) -> bool:
+        """Whether swap steps have images whose w is not mixed, and that count in `_kept`."""
+        return self.recipe.loss.proximity > 0 or self.recipe.loss.cycle > 0
+
+    def _kept(self, batch: Batch, fake: Tensor) -> Tensor:
+        """What a swap should leave of every second image, and give back when it is taken back. Ours.
+
+        The second is the cycle consistency of Zhu et al. 2017, "Unpaired Image-to-Image Translation", with
+        the encoder's w of the swapped image and the own condition in place of a second generator.
+        """
+        weights = self.recipe.loss
+        rows = self._known(len(fake))
+        weight = self._share_known(len(fake))
+        images, swapped = batch.images[rows], fake[rows]
+        maps = self._noise(len(fake), batch.random) if weights.cycle > 0 else None  # of all: all draw alike
+        maps = None if maps is None else [noise[rows] for noise in maps]
+        if weight == 0:
+            batch.statistics |= {
+                key: fake.new_zeros(()) for key in ("proximity", "cycle") if getattr(weights, key)
+            }
+            return fake.sum() * 0
+        loss = torch.zeros((), device=fake.device)
+        if weights.proximity > 0:
+            proximity = (swapped - images).abs().mean()
+            batch.statistics["proximity"] = proximity.detach() * weight
+            loss = loss + weights.proximity * weight * proximity
+        if weights.cycle > 0:
+            encoder, own = self.networks.encoder, self.condition(batch)
+            assert encoder is not None
+            assert own is not None
+            again = self._synthesise(join(encoder(swapped), own[rows]), maps)
+            loss = loss + weights.cycle * weight * self._pixels(batch, "cycle", again - images, weight)
         return loss
 
     def _faithfulness(self, batch: Batch, fake: Tensor, order: Tensor | None) -> Tensor:
@@ -354,9 +392,7 @@ class StylexLoss:
             target = self.world.gather(target)[order]
             if self._evidence_told:
                 # What a classifier must say of parts of the evidence of two images is not known.
-                known, size = self._known(len(fake)), self.world.size
-                whole = -(-len(fake) * size // 2)
-                weight = len(range(*known.indices(len(fake)))) * size / whole
+                known, weight = self._known(len(fake)), self._share_known(len(fake))
                 if weight == 0:  # the other processes have them; all note the same statistics
                     nothing = fake.sum() * 0
                     note[f"{batch.kind}/kl"] = note[f"{batch.kind}/agreement"] = nothing.detach()
@@ -373,12 +409,7 @@ class StylexLoss:
         note[f"{batch.kind}/agreement"] = agreement(fake_logits, target, activation) * weight
         loss = weights.kl * weight * kl
         if batch.kind == "encode":
-            difference = fake - batch.images
-            l1 = difference.abs().mean()
-            note["l1"] = l1.detach()
-            loss = loss + weights.l1 * l1
-            if weights.l2 > 0:
-                loss = loss + weights.l2 * difference.square().mean()
+            loss = loss + self._pixels(batch, "l1", fake - batch.images)
             if self.perceptual is not None:
                 if features is not None and batch.real_features is not None:
                     perceptual = feature_distance(features, batch.real_features).mean()
@@ -387,6 +418,12 @@ class StylexLoss:
                 note["perceptual"] = perceptual.detach()
                 loss = loss + weights.perceptual * perceptual
         return loss
+
+    def _pixels(self, batch: Batch, name: str, difference: Tensor, weight: float = 1.0) -> Tensor:
+        """Mean absolute and squared differences as the recipe weighs them; the first is noted by its name."""
+        weights, l1 = self.recipe.loss, difference.abs().mean()
+        batch.statistics[name] = l1.detach() * weight
+        return weights.l1 * l1 + (weights.l2 * difference.square().mean() if weights.l2 > 0 else 0.0)
 
     def path_length_kind(self, batch: Batch) -> StepKind:
         """The kind of latents that path length is taken on."""
@@ -419,7 +456,7 @@ class StylexLoss:
         if not latents.requires_grad:
             latents.requires_grad_(True)
         with second_order():
-            fake = self._synthesise(latents, batch.random)
+            fake = self._synthesise(latents, self._noise(len(latents), batch.random))
         direction = batch.random.normal(*fake.shape) / fake.shape[-1]
         (gradient,) = torch.autograd.grad((fake * direction).sum(), latents, create_graph=True)
         lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
