@@ -214,6 +214,9 @@ def figures(folder: Path) -> dict[str, Any]:
         "recall_distinct_3": None
         if not truth  # or measured before attributes were compared
         else _each(truth, lambda e: _at(e.get("recall_distinct", []), 3)),
+        "purity_distinct_3": None
+        if not truth
+        else _each(truth, lambda e: _at(e.get("purity_distinct", []), 3)),
     }
 
 
@@ -256,6 +259,7 @@ COLUMNS = {
     "Wu et al.": ("wu_10", ".2f"),
     "random": ("random_10", ".2f"),
     "purity": ("purity", ".2f"),
+    "its first 3": ("purity_distinct_3", ".2f"),
     "correlation": ("correlation", ".2f"),
     "recall@3": ("recall_3", ".2f"),
     "distinct": ("recall_distinct_3", ".2f"),

@@ -87,6 +87,17 @@ def test_recall_of_the_distinct_attributes() -> None:
     assert plain.recall_distinct == plain.recall
 
 
+def test_purity_of_the_distinct_attributes() -> None:
+    """The second repeats the first and is impure; of three distinct ones two are pure, the third half."""
+    given = edits([[20, 0, 0, 0], [20, 20, 0, 0], [0, 20, 0, 0], [0, 0, 20, 20]], [2, 2, 1, 1])
+    found = judge(given, redrawn(), 1, FACTORS, repeats=[None, 1, None, None])
+    assert found.purity is not None
+    assert found.purity.interval.estimate == pytest.approx(80 / 120)
+    assert {k: figure.interval.estimate for k, figure in found.purity_distinct.items()} == {1: 1, 3: 60 / 80}
+    silent = judge(edits([[0, 0, 0, 0], [20, 0, 0, 0]], [2, 1]), redrawn(), 1, FACTORS, repeats=[None, 1])
+    assert silent.purity_distinct == {}
+
+
 def test_a_false_explanation() -> None:
     found = judge(edits([[0, 0, 0, 20], [0, 0, 10, 20]], [3, 2]), redrawn(), 1, FACTORS)
     assert found.recall[1].interval.estimate == 0

@@ -236,10 +236,14 @@ def _describe_target(target: str, found: TargetTruth) -> list[str]:
     ]
     if found.purity is not None:
         share = found.purity
+        distinct = ", ".join(
+            f"{k}: {figure.interval.estimate:.2f}" for k, figure in found.purity_distinct.items()
+        )
         lines.append(
             f"    purity {share.interval.estimate:.2f} "
-            f"({share.interval.low:.2f} to {share.interval.high:.2f}; chance {share.chance:.2f}); "
-            "attributes change " + ", ".join(entry.factor or "nothing" for entry in found.attributes)
+            f"({share.interval.low:.2f} to {share.interval.high:.2f}; chance {share.chance:.2f}), "
+            f"of the first distinct ones {distinct or '–'}; attributes change "
+            + ", ".join(entry.factor or "nothing" for entry in found.attributes)
         )
     return lines
 

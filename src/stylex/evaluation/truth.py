@@ -97,6 +97,7 @@ class TargetTruth:
         correlation: of `explained` with the true effects, over the factors.
         purity: share of the changes of all attributes that fall on each one's main factor; None where
             nothing readable changes.
+        purity_distinct: k → the same of the first k that repeat none before them.
         off_factor: k → share of the flips by the first k attributes at once in which no factor relied on
             changes: adversarial, no explanation. None where nothing flips.
         flips: k → how many images flip.
@@ -111,6 +112,7 @@ class TargetTruth:
     explained: dict[str, float]
     correlation: AgainstChance
     purity: AgainstChance | None
+    purity_distinct: dict[int, AgainstChance]
     off_factor: dict[int, AgainstChance | None]
     flips: dict[int, int]
 
@@ -128,6 +130,7 @@ class TargetTruth:
             "explained": self.explained,
             "correlation": self.correlation.to_json(),
             "purity": None if self.purity is None else self.purity.to_json(),
+            "purity_distinct": [{"k": k, **figure.to_json()} for k, figure in self.purity_distinct.items()],
             "off_factor": [
                 {"k": k, "flips": self.flips[k], "share": None if share is None else share.to_json()}
                 for k, share in self.off_factor.items()
@@ -254,6 +257,14 @@ def judge(
         numbers = np.arange(len(everything), dtype=np.float64)
         return bootstrap(numbers, of_index, resamples=resamples, seed=seed)
 
+    def purity(numbers: Sequence[int]) -> AgainstChance | None:
+        changed = edits.changed[list(numbers)]
+        if not changed.any():
+            return None
+        return against(
+            interval(partial(joint.purity, numbers=numbers)), _purity_by_chance(changed, random, draws)
+        )
+
     recall: dict[int, AgainstChance] = {}
     recall_distinct: dict[int, AgainstChance] = {}
     of_factors: dict[int, AgainstChance] = {}
@@ -288,9 +299,10 @@ def judge(
         recall_of_factors=of_factors,
         explained=dict(zip(factors, explained.tolist(), strict=True)),
         correlation=against(interval(joint.correlation), [correlation(row, true) for row in shuffled]),
-        purity=against(interval(joint.purity), _purity_by_chance(edits.changed, random, draws))
-        if edits.changed.any()
-        else None,
+        purity=purity(range(len(edits.changes))),
+        purity_distinct={
+            k: figure for k in COUNTS if k <= len(distinct) and (figure := purity(distinct[:k])) is not None
+        },
         off_factor=off_factor,
         flips=flips,
     )
@@ -363,8 +375,8 @@ class _Joint:
     def correlation(self, weights: FloatArray) -> float:
         return correlation(self.explained(weights), self.true_effects(weights))
 
-    def purity(self, weights: FloatArray) -> float:
-        return _pooled_purity(self.shares(weights))
+    def purity(self, weights: FloatArray, numbers: Sequence[int]) -> float:
+        return _pooled_purity(self.shares(weights)[list(numbers)])
 
 
 def _pooled_purity(shares: FloatArray) -> float:
