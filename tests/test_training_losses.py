@@ -19,6 +19,7 @@ import training_problems as problems
 from kernels import LargestKernel
 from stylex.config import Recipe, StepKind
 from stylex.networks import conditional_score
+from stylex.parallel import World
 from stylex.training.loop import Trainer
 from stylex.training.losses import (
     Batch,
@@ -269,16 +270,18 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
             w = networks.encoder(batch.images) - networks.encoder.project(batch.images)
             if kind == "swap":
                 share = random.uniform(4, 1)
-                if weights.proximity > 0:
+                if weights.proximity > 0 or weights.cycle > 0:
                     share[[0, 2]] = 1.0
+                if weights.proximity > 0:
                     values["proximity"] = (batch.fake - batch.images).abs()[[0, 2]].mean()
+                if weights.cycle > 0:
                     own = torch.cat(
                         [networks.encoder(batch.fake), networks.encoder.told(batch.images)], dim=1
                     )[[0, 2]]
                     again = networks.generator.synthesis(networks.generator.styles(own), "none")
                     back = again - batch.images[[0, 2]]
                     values["cycle"] = weights.l1 * back.abs().mean() + weights.l2 * back.square().mean()
-                    assert float(batch.statistics["cycle"]) == pytest.approx(
+                    assert float(batch.statistics["swap/cycle"]) == pytest.approx(
                         float(back.abs().mean()), rel=1e-4
                     )
                 w = share * w + (1 - share) * w[random.permutation(4)]
@@ -340,18 +343,36 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(tmp_path: Path, kind: S
 
 
 @pytest.mark.parametrize("kind", ["encode", "swap"])
-def test_every_second_image_is_kept_and_given_back(tmp_path: Path, kind: StepKind) -> None:
+@pytest.mark.parametrize(("proximity", "cycle"), [(2, 0), (0, 3), (2, 3)])
+def test_every_second_image_is_kept_and_given_back(
+    tmp_path: Path, kind: StepKind, proximity: float, cycle: float
+) -> None:
     """Its latent is not mixed, so that it can be compared with what it should have left of it."""
-    keeping = ["loss.proximity=2", "loss.cycle=3"]
+    keeping = [f"loss.proximity={proximity}", f"loss.cycle={cycle}"]
     trainer = problems.make_trainer(tmp_path / "run", "evidence", [JUDGE_ALL, *keeping])
     trainer.resume()
     total, terms, batch = term_by_term(trainer, kind)
     assert total == pytest.approx(sum(terms.values()), rel=1e-4)
-    for name in ("proximity", "cycle"):
-        assert (name in terms) == (name in batch.statistics) == (kind == "swap")
-    if kind == "swap":
-        assert 2 * float(batch.statistics["proximity"]) == pytest.approx(terms["proximity"], rel=1e-4)
-        assert min(terms["proximity"], terms["cycle"]) > 0.01
+    for name, weight in (("proximity", proximity), ("cycle", cycle)):
+        counts = kind == "swap" and weight > 0
+        assert (name in terms) == (f"swap/{name}" in batch.statistics) == counts
+        assert not counts or terms[name] > 0.01
+    if "proximity" in terms:
+        assert 2 * float(batch.statistics["swap/proximity"]) == pytest.approx(terms["proximity"], rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_every_second_image_of_all_processes_counts_alike(tmp_path: Path, size: int) -> None:
+    """The weights of the processes' means make the mean over the images, whoever has how many of them."""
+    loss = problems.make_trainer(tmp_path / "run", "evidence", []).loss
+    count, wanted, seen = 6, np.zeros(6 * size), np.zeros(6 * size)
+    wanted[::2] = 1 / np.ceil(count * size / 2)
+    for rank in range(size):
+        loss.world = World(rank, size)
+        own = np.arange(rank, count * size, size)[loss._every_second(count)]
+        if len(own):
+            seen[own] += loss._share_of_every_second(count) / len(own) / size
+    assert seen == pytest.approx(wanted)
 
 
 def test_on_z_steps_there_is_the_adversarial_loss_alone(tmp_path: Path) -> None:

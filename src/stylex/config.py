@@ -150,13 +150,13 @@ class LossSettings(Settings):
     )
     proximity: NonNegative = Field(
         0.0,
-        description="mean absolute difference of a swap step's image from the one whose w it has; of half "
-        "the images w is then not mixed",
+        description="mean absolute difference of a swap step's image from the one whose w it has, over every "
+        "second image, whose w is then not mixed",
     )
     cycle: NonNegative = Field(
         0.0,
-        description="times l1 and l2 of an image and what becomes of it when its swap is taken back: "
-        "encoded once more, and told its own condition; w as with proximity",
+        description="factor on l1 and l2 of the difference between an image and what becomes of it when its "
+        "swap is taken back: encoded once more, and told its own condition; on the same images",
     )
     r1: NonNegative | Literal["auto"] = Field(
         10.0, description="γ of γ/2 · ‖∇D‖²; auto: 0.0002 · resolution² / images a step"
@@ -261,6 +261,10 @@ class Recipe(Settings):
             raise ValueError("network.condition: evidence needs an encoder, and no sample steps")
         if self.loss.evidence > 0 and self.network.condition != "evidence":
             raise ValueError("loss.evidence needs network.condition: evidence")
+        if (self.loss.proximity > 0 or self.loss.cycle > 0) and "swap" not in self.training.schedule:
+            raise ValueError("loss.proximity and loss.cycle need swap steps: swap in training.schedule")
+        if self.loss.cycle > 0 and self.loss.l1 == 0 and self.loss.l2 == 0:
+            raise ValueError("loss.cycle is a factor on loss.l1 and loss.l2: set one of them")
         if self.loss.adversarial_start_kimg > 0 and not self.encodes:
             raise ValueError(
                 "loss.adversarial_start_kimg needs an encoder: encode or swap in training.schedule"

@@ -7,11 +7,12 @@ spread evenly as well. Every exchange here is the identity where there is one pr
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from stylex.config import Recipe
 from stylex.errors import ConfigError, RunError, reason_of
+
+log = logging.getLogger("stylex")
 
 T = TypeVar("T")
 
@@ -122,10 +125,11 @@ class World:
         return values
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns (small, picklable) in the first process, in all; it runs there alone.
+        """What `work` returns in the first process, in all of several as a pickled copy; it runs there alone.
 
-        The others wait for as long as it takes, not just for TIMEOUT: they hear of the first meanwhile. What
-        `work` raises, it raises in the first process, and the others take that one for ended.
+        The others wait for as long as it takes, not just for TIMEOUT: they hear of the first meanwhile. They
+        must be here at most TIMEOUT after its first sign of life. `work` must not exchange anything itself.
+        What it raises, it raises in the first process, and the others take that one for ended.
         """
         if self.size == 1:
             return work()
@@ -145,9 +149,11 @@ class World:
         done = threading.Event()
 
         def beat() -> None:
-            with suppress(RunError):  # those who wait have ended: the next exchange says so
+            try:
                 while not done.wait(BEAT_SECONDS):
                     self.any(False)
+            except RunError as error:
+                log.warning("%s; this process goes on to the end of what it is doing", error)
 
         thread = threading.Thread(target=beat, name="stylex-alive", daemon=True)
         thread.start()

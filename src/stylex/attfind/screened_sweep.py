@@ -46,7 +46,7 @@ def screened_sweep(
         measured: `measure` with everything said but the shards, `numbers` and `wanted`.
 
     Returns:
-        The shards, complete; in the first process with the images that are unstable.
+        The shards, complete, with the images that are unstable.
     """
     plan = stages(found.logits.numpy(), model.classifier.activation, seed)
     shards = ScreenedShards(folder, key, found.logits, found.space.size, settings.stored, plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from stylex.config import AttFindSettings, override, validate
 from stylex.hardware import Hardware
 from stylex.parallel import World
 from stylex.run import Run
+
+if TYPE_CHECKING:
+    from stylex.data import ImageSet
 
 
 def attfind(
@@ -103,9 +106,15 @@ def _search(
     from stylex.stylespace import searchable_positions
 
     model = load_model(run, hardware)
+    discovery: ImageSet | None = None
+
+    def read() -> None:
+        nonlocal discovery
+        discovery = None if model.encoder is None else load_images(run, data).discovery
+
+    world.from_first(read)
     if not world.first:
         return search(run, model, None, settings, memory=memory, world=world)
-    discovery = None if model.encoder is None else load_images(run, data).discovery
     with sweep_view(len(searchable_positions(model.generator.synthesis.layout))) as view:
         return search(
             run,

@@ -56,6 +56,8 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "perceptual": "perceptual",
         "encode/latent_l1": "latent, encode",
         "swap/latent_l1": "latent, swap",
+        "swap/proximity": "L1, swapped",
+        "swap/cycle": "L1, swapped back",
     },
     "watched images": {
         "health/agreement": "class kept",

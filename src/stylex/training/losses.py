@@ -230,19 +230,22 @@ class StylexLoss:
             return first
         second = whole[random.permutation(len(condition))]
         taken = random.uniform(*condition.shape) < 0.5
-        taken[self._known(len(taken))] = True
+        taken[self._every_second(len(taken))] = True
         return torch.where(taken, first, second)
 
-    def _known(self, count: int) -> slice:
-        """Of this process's images those whose swapped evidence comes from one image: every second of all."""
+    def _every_second(self, count: int) -> slice:
+        """Every second image of the whole batch, those of them that this process has.
+
+        On swap steps their evidence comes from one image, and where images are kept their w is not mixed.
+        """
         world = self.world
         if world.size % 2 == 0:  # image j of process r is number j · R + r of the whole batch
             return slice(None) if world.rank % 2 == 0 else slice(0, 0)
         return slice(world.rank % 2, None, 2)
 
-    def _share_known(self, count: int) -> float:
-        """What the mean over `_known` of this process's images counts, so that processes' means add up."""
-        own = len(range(*self._known(count).indices(count)))
+    def _share_of_every_second(self, count: int) -> float:
+        """Weight of this process's mean over these images, so that processes' means make that over all."""
+        own = len(range(*self._every_second(count).indices(count)))
         return own * self.world.size / -(-count * self.world.size // 2)
 
     def _augmented(self, images: Tensor, random: Draws) -> Tensor:
@@ -255,7 +258,7 @@ class StylexLoss:
         return conditional_score(self.networks.discriminator(images), weights)
 
     def _encoded(self, images: Tensor, kind: StepKind, random: Draws) -> _Encoded:
-        """w of the images; on swap steps mixed in pairs, if images are kept only every second one's."""
+        """w of the images; on swap steps mixed in pairs, but for every second one's where images are kept."""
         encoder = self.networks.encoder
         assert encoder is not None
         w, learned = encoder.latents(images)
@@ -263,7 +266,7 @@ class StylexLoss:
             return _Encoded(w, learned)
         share = random.uniform(len(w), 1)
         if self._keeps_images:
-            share[self._known(len(w))] = 1.0
+            share[self._every_second(len(w))] = 1.0
         order = random.permutation(len(w))
 
         def mixed(own: Tensor) -> Tensor:
@@ -359,27 +362,29 @@ class StylexLoss:
         the encoder's w of the swapped image and the own condition in place of a second generator.
         """
         weights = self.recipe.loss
-        rows = self._known(len(fake))
-        weight = self._share_known(len(fake))
+        rows = self._every_second(len(fake))
+        weight = self._share_of_every_second(len(fake))
         images, swapped = batch.images[rows], fake[rows]
         maps = self._noise(len(fake), batch.random) if weights.cycle > 0 else None  # of all: all draw alike
         maps = None if maps is None else [noise[rows] for noise in maps]
         if weight == 0:
-            batch.statistics |= {
-                key: fake.new_zeros(()) for key in ("proximity", "cycle") if getattr(weights, key)
-            }
+            for key in ("proximity", "cycle"):
+                if getattr(weights, key) > 0:
+                    batch.statistics[f"swap/{key}"] = fake.new_zeros(())
             return fake.sum() * 0
         loss = torch.zeros((), device=fake.device)
         if weights.proximity > 0:
             proximity = (swapped - images).abs().mean()
-            batch.statistics["proximity"] = proximity.detach() * weight
+            batch.statistics["swap/proximity"] = proximity.detach() * weight
             loss = loss + weights.proximity * weight * proximity
         if weights.cycle > 0:
             encoder, own = self.networks.encoder, self.condition(batch)
             assert encoder is not None
             assert own is not None
             again = self._synthesise(join(encoder(swapped), own[rows]), maps)
-            loss = loss + weights.cycle * weight * self._pixels(batch, "cycle", again - images, weight)
+            difference = again - images
+            batch.statistics["swap/cycle"] = difference.detach().abs().mean() * weight
+            loss = loss + weights.cycle * weight * self._pixels(difference)
         return loss
 
     def _faithfulness(self, batch: Batch, fake: Tensor, order: Tensor | None) -> Tensor:
@@ -392,7 +397,7 @@ class StylexLoss:
             target = self.world.gather(target)[order]
             if self._evidence_told:
                 # What a classifier must say of parts of the evidence of two images is not known.
-                known, weight = self._known(len(fake)), self._share_known(len(fake))
+                known, weight = self._every_second(len(fake)), self._share_of_every_second(len(fake))
                 if weight == 0:  # the other processes have them; all note the same statistics
                     nothing = fake.sum() * 0
                     note[f"{batch.kind}/kl"] = note[f"{batch.kind}/agreement"] = nothing.detach()
@@ -409,7 +414,9 @@ class StylexLoss:
         note[f"{batch.kind}/agreement"] = agreement(fake_logits, target, activation) * weight
         loss = weights.kl * weight * kl
         if batch.kind == "encode":
-            loss = loss + self._pixels(batch, "l1", fake - batch.images)
+            difference = fake - batch.images
+            note["l1"] = difference.detach().abs().mean()
+            loss = loss + self._pixels(difference)
             if self.perceptual is not None:
                 if features is not None and batch.real_features is not None:
                     perceptual = feature_distance(features, batch.real_features).mean()
@@ -419,11 +426,11 @@ class StylexLoss:
                 loss = loss + weights.perceptual * perceptual
         return loss
 
-    def _pixels(self, batch: Batch, name: str, difference: Tensor, weight: float = 1.0) -> Tensor:
-        """Mean absolute and squared differences as the recipe weighs them; the first is noted by its name."""
-        weights, l1 = self.recipe.loss, difference.abs().mean()
-        batch.statistics[name] = l1.detach() * weight
-        return weights.l1 * l1 + (weights.l2 * difference.square().mean() if weights.l2 > 0 else 0.0)
+    def _pixels(self, difference: Tensor) -> Tensor:
+        """Mean absolute and squared difference as the recipe weighs them."""
+        weights = self.recipe.loss
+        loss = weights.l1 * difference.abs().mean()
+        return loss + weights.l2 * difference.square().mean() if weights.l2 > 0 else loss
 
     def path_length_kind(self, batch: Batch) -> StepKind:
         """The kind of latents that path length is taken on."""
