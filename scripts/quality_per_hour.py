@@ -30,11 +30,16 @@ from typing import Any
 
 import yaml
 
+from stylex import classifiers
 from stylex.benchmarks.machine import describe
+from stylex.config import load_recipe
+from stylex.data import preview
 from stylex.hardware import choose
 from stylex.run import Run, read_json, write_json
-from stylex.training.plan import SCHEDULE_KEYS
+from stylex.training.costs import measure_size, measure_step
+from stylex.training.plan import SCHEDULE_KEYS, TRAINING_SHARE, Measurement, fitting_total, scale_total
 from stylex.training.schedule import total_images
+from stylex.training.setup import Request
 
 TRIAL_SECONDS = 10.0
 """For each timing of a row's steps."""
@@ -86,7 +91,7 @@ def commands(
     `length`: assignments that say how long it is trained, in place of the minutes.
     """
     stylex = [sys.executable, "-m", "stylex"]
-    common = ["--threads", str(max(1, len(usable_cores()) // given.jobs))]
+    common = ["--device", "cpu", "--threads", str(max(1, len(usable_cores()) // given.jobs))]
     train = [
         "train",
         "--data",
@@ -113,65 +118,71 @@ def commands(
 
 
 def with_widths(row: Row) -> list[str]:
-    from stylex.config import load_recipe
-
     network = load_recipe(row.recipe, list(row.assignments)).network.model_dump()
     said = {assignment.partition("=")[0] for assignment in row.assignments}
     widths = [f"{key}={network[key.split('.')[1]]}" for key in WIDTHS if key not in said]
     return [*row.assignments, *widths]
 
 
-def in_time_of(like: Row, row: Row, given: argparse.Namespace, folder: Path) -> list[str]:
+def in_time_of(like: Row, row: Row, given: argparse.Namespace) -> list[str]:
     """Assignments that give a row the images that take as long as `given.kimg` of another row.
 
     Steps of both are timed in turn, twice; what comes before the first step counts.
     """
-    from stylex import classifiers
-    from stylex.config import load_recipe
-    from stylex.data import preview
-    from stylex.training.costs import measure_size, measure_step
-    from stylex.training.plan import TRAINING_SHARE, Measurement, fitting_total, scale_total
-    from stylex.training.setup import Request
-
-    hardware = choose("cpu", "auto", max(1, len(usable_cores()) // given.jobs))
-    images, explained = preview(given.data), classifiers.load(str(given.classifier))
-
-    def measured(one: Row) -> Measurement:
-        assignments = with_widths(one)
-        said = {"size": given.size, "assignments": assignments}
-        config = Request(given.data, str(given.classifier), one.recipe, **said).settings(folder)
-        few = images.sample(given.size, 2 * config.recipe.training.batch_size)
-        cost = measure_step(
-            config, few, explained, hardware, training_images=images.training, limit_s=TRIAL_SECONDS
-        )
-        size = measure_size(config.recipe, given.size, explained.classes)
-        return Measurement(1.0, config.recipe, size, cost)
-
-    recipe = load_recipe(row.recipe, with_widths(row))
-    fixed = [assignment.partition("=")[0] for assignment in row.assignments]
-    totals = [] if row != like else [given.kimg]
-    for _ in range(0 if totals else 2):
-        reference, own = measured(like), measured(row)
-        seconds = reference.cost.seconds(scale_total(reference.recipe, given.kimg))
-        totals.append(fitting_total(own, recipe, seconds / TRAINING_SHARE, fixed))
-    chosen = scale_total(recipe, round(sum(totals) / len(totals), 1), fixed).model_dump()
+    recipe, fixed = load_recipe(row.recipe, with_widths(row)), _fixed(row)
+    total = given.kimg
+    if row != like:
+        totals = []
+        for _ in range(2):
+            reference, own = _timed(like, given), _timed(row, given)
+            seconds = reference.cost.seconds(scale_total(reference.recipe, given.kimg, _fixed(like)))
+            totals.append(fitting_total(own, recipe, seconds / TRAINING_SHARE, fixed))
+        total = float(f"{sum(totals) / len(totals):.3g}")
+    chosen = scale_total(recipe, total, fixed).model_dump()
     keys = [key for key in (*SCHEDULE_KEYS, "training.total_kimg") if key not in fixed]
     return [f"{key}={chosen[key.split('.')[0]][key.split('.')[1]]}" for key in keys]
 
 
+def _fixed(row: Row) -> list[str]:
+    return [assignment.partition("=")[0] for assignment in row.assignments]
+
+
+def _timed(row: Row, given: argparse.Namespace) -> Measurement:
+    """The steps of a row on this machine's CPU."""
+    hardware = choose("cpu", "auto", max(1, len(usable_cores()) // given.jobs))
+    images, explained = preview(given.data), classifiers.load(str(given.classifier))
+    said = {"size": given.size, "assignments": with_widths(row)}
+    config = Request(given.data, str(given.classifier), row.recipe, **said).settings(given.out / row.name)
+    few = images.sample(given.size, 2 * config.recipe.training.batch_size)
+    cost = measure_step(
+        config, few, explained, hardware, training_images=images.training, limit_s=TRIAL_SECONDS
+    )
+    size = measure_size(config.recipe, given.size, explained.classes)
+    return Measurement(1.0, config.recipe, size, cost)
+
+
 def lengths_of(rows: Sequence[Row], given: argparse.Namespace) -> dict[str, list[str]]:
-    """What `in_time_of` says of every row, kept in `--out`/lengths.json; nothing without `--like`."""
+    """What `in_time_of` says of every row, kept in `--out`/lengths.json; nothing without `--like`.
+
+    Raises:
+        SystemExit: what is kept there is of other settings.
+    """
     if given.like is None:
         return {}
     (like,) = read_rows(given.rows, [given.like])
+    said = {key: str(getattr(given, key)) for key in ("like", "kimg", "size", "data", "classifier")}
     file = given.out / "lengths.json"
-    known: dict[str, list[str]] = read_json(file) if file.exists() else {}
+    kept = read_json(file) if file.exists() else {"of": said, "rows": {}}
+    if kept["of"] != said:
+        sys.exit(f"{file}: is of {kept['of']}; give the same, or another --out")
     given.out.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        if row.name not in known:
-            known[row.name] = in_time_of(like, row, given, given.out / row.name)
-            write_json(file, known)
-    return known
+        known = kept["rows"].get(row.name)
+        if known is None or known["assignments"] != list(row.assignments):
+            length = in_time_of(like, row, given)
+            kept["rows"][row.name] = {"assignments": list(row.assignments), "length": length}
+            write_json(file, kept)
+    return {row.name: kept["rows"][row.name]["length"] for row in rows}
 
 
 def finished(folder: Path) -> bool:
@@ -314,8 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--only", default="", help="names of rows, separated by commas")
-    parser.add_argument("--minutes", type=float, default=60, help="of training, for each row")
-    parser.add_argument("--like", help="a row: train as long as --kimg of it take, in place of --minutes")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--minutes", type=float, default=60, help="of training, for each row")
+    either.add_argument("--like", help="a row: train as long as --kimg of it take, in place of --minutes")
     parser.add_argument("--kimg", type=float, default=25, help="thousand images of the row --like")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=32, help="discovery images of each class")
@@ -331,6 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     free: Queue[set[int]] = Queue()
     for job in range(given.jobs):
         free.put(set(usable[job * share : (job + 1) * share]) if given.jobs > 1 else set())
+    length = {"minutes": given.minutes} if given.like is None else {"like": given.like, "kimg": given.kimg}
     done: dict[str, dict[str, Any]] = {}
     lock = threading.Lock()
 
@@ -346,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             done[row.name] = figures(given.out / row.name)
             machine = describe(choose("cpu", "auto", share if given.jobs > 1 else None)).to_json()
             ordered = {each.name: done[each.name] for each in rows if each.name in done}
-            content = {"machine": machine, "jobs": given.jobs, "minutes": given.minutes, "rows": ordered}
+            content = {"machine": machine, "jobs": given.jobs, **length, "rows": ordered}
             write_json(given.out / "table.json", content)
             print(f"{row.name} is done", file=sys.stderr, flush=True)
         return None

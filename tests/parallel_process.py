@@ -18,7 +18,7 @@ from torch import Tensor
 
 import training_problems as problems
 from stylex import parallel
-from stylex.errors import RunError
+from stylex.errors import DataError, RunError
 from stylex.parallel import ALONE, World, joined
 from stylex.run import write_json
 from stylex.training.loop import Trainer
@@ -154,15 +154,21 @@ def patience(world: World) -> list[Any]:
         time.sleep(2 * ANSWER_SECONDS)
         return f"by {world.rank}"
 
+    def fail() -> None:
+        raise DataError("no images")
+
+    patient = replace(world, control=group)
     with mock.patch.object(parallel, "BEAT_SECONDS", ANSWER_SECONDS / 8):
-        return [replace(world, control=group).from_first(work), worked]
+        found = patient.from_first(work)
+    # Who fails hears of it at once; the others wait no longer than for any exchange. Last: it ends the group.
+    return [found, worked, said_by(lambda: patient.from_first(fail))]
 
 
 def said_by(check: Callable[[], None]) -> str | None:
     """What a check complains of."""
     try:
         check()
-    except (Trouble, RunError) as error:
+    except (Trouble, RunError, DataError) as error:
         return str(error)
     return None
 

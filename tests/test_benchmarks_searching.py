@@ -65,6 +65,30 @@ def test_rates_are_put_together_from_layers(tiny: Any, monkeypatch: pytest.Monke
     documentation.names_all(replace(found, screened=spared).to_json(), "bench attfind")
 
 
+def test_where_the_time_goes_is_put_together_from_layers(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, space, _ = tiny
+    layers = searching._layers(model, space, 8, None)
+    known = {
+        "image": {"a": 1.0},
+        "prepared": {"a": 0.25, "b": 0.5},
+        "layer": {"a": 2.25, "b": 0.75, "c": 4.0},
+    }
+
+    def profiled(work: str, *, by_kernel: bool) -> dict[str, float]:
+        assert by_kernel
+        return known[work]
+
+    monkeypatch.setattr(searching, "times_by_kind", profiled)
+    works: Any = {"image": "image"}
+    for layer in layers:
+        works |= {f"layer {layer.number}": "layer", f"layer {layer.number} prepared": "prepared"}
+    batches, number = sum(layer.batches for layer in layers), len(layers)
+    assert batches > number
+    assert searching._times(works, layers) == pytest.approx(
+        {"a": 1 + 0.25 * number + batches, "b": 0.5 * number + 0.25 * batches, "c": 4.0 * batches}
+    )
+
+
 def searching_choice(batch_size: int) -> Any:
     from stylex.attfind.batches import BatchChoice
 

@@ -67,7 +67,7 @@ def test_rows_get_the_images_that_take_as_long_as_those_of_another(
         slow = 2.0 if config.recipe.loss.r1 == 10 else 1.0
         return StepCost(8, {"encode": 0.1 * slow, "swap": 0.1 * slow}, {}, 0.1 * slow, 0, 0, 1)
 
-    monkeypatch.setattr("stylex.training.costs.measure_step", timed)
+    monkeypatch.setattr(script, "measure_step", timed)
     monkeypatch.setattr("stylex.classifiers.load", lambda _: problems.classifier())
     given = argparse.Namespace(
         data=str(data),
@@ -91,7 +91,11 @@ def test_rows_get_the_images_that_take_as_long_as_those_of_another(
     start = load_recipe("fast").loss.adversarial_start_kimg / load_recipe("fast").training.total_kimg
     assert float(kept["r1-10"]["loss.adversarial_start_kimg"]) == pytest.approx(10 * start, rel=0.01)
     assert "loss.adversarial_start_kimg" not in kept["no-warm-up"]
+    monkeypatch.setattr(script, "in_time_of", None)  # what is kept is not timed again
     assert script.lengths_of(rows, given) == lengths
+    given.kimg = 30
+    with pytest.raises(SystemExit, match="is of"):
+        script.lengths_of(rows, given)
 
 
 def test_a_row_that_was_stopped_is_not_taken_for_trained(script: Any, tmp_path: Path) -> None:

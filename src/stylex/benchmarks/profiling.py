@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ KINDS = {
     "convolution, backward": ("convolution_backward",),
     "convolution, forward": ("mkldnn_convolution", "_convolution", "convolution", "cudnn_convolution",
                              "mkldnn::_convolution_pointwise", "_nnpack_spatial_convolution",
-                             "_slow_conv2d_forward"),
+                             "_slow_conv2d_forward", "slow_conv_transpose2d"),
     "matrix product": ("mm", "addmm", "bmm"),
     "leaky ReLU": ("leaky_relu", "leaky_relu_backward", "threshold_backward", "clamp_min", "relu"),
     "multiplication": ("mul", "addcmul", "mul_", "div"),
@@ -72,17 +72,20 @@ def shares(work: Callable[[], object]) -> list[Share]:
 
 
 def times_by_kind(work: Callable[[], object], *, by_kernel: bool = False) -> dict[str, float]:
-    """Seconds of the operators' own time on the CPU by kind; with `by_kernel` convolutions by theirs."""
+    """Seconds of the operators' own time on the CPU by kind; with `by_kernel` convolutions by theirs.
+
+    Convolutions by tiles (`networks.winograd`) are matrix products here and copies.
+    """
     with profile(activities=[ProfilerActivity.CPU], record_shapes=by_kernel) as found:
         work()
     kinds = {name: kind for kind, names in KINDS.items() for name in names}
     times: dict[str, float] = {}
-    for event in found.key_averages(group_by_input_shape=by_kernel):
-        kind = kinds.get(event.key.removeprefix("aten::"), "other")
-        if event.key.startswith(DIFFERENTIATION):
+    for event in found.events() or ():
+        kind = kinds.get(event.name.removeprefix("aten::"), "other")
+        if event.name.startswith(DIFFERENTIATION):
             kind = "differentiation itself"
         if by_kernel and kind.startswith("convolution"):
-            kind = _kernel(event.key, event.input_shapes)
+            kind = _kernel(event)
         times[kind] = times.get(kind, 0.0) + event.self_cpu_time_total / 1e6
     return times
 
@@ -94,16 +97,19 @@ def as_shares(times: Mapping[str, float]) -> list[Share]:
     return [Share(kind, time / total) for kind, time in ordered]
 
 
-def _kernel(operator: str, shapes: Sequence[Sequence[int]]) -> str:
-    """What sort of convolution, by the shape of its weight [O, C / groups, h, w], where nothing is trained.
+def _kernel(event: Any) -> str:
+    """What sort of convolution, by the shapes of images [N, C, H, W] and weight [O, C / groups, h, w].
 
-    A transposed one is a gradient's kernel, or has no operator of its own: what `_convolution` does itself.
+    A transposed one is a gradient's kernel where nothing is trained, or is made by `_convolution` itself,
+    whose seventh argument says so; else that one only passes on to others.
     """
-    if operator in ("aten::convolution_backward", "aten::_convolution"):
+    if event.name == "aten::convolution_backward":
         return "transposed convolution"
-    weight = shapes[1] if len(shapes) > 1 and len(shapes[1]) == 4 else ()
-    if not weight:
-        return "convolution"
-    if weight[1] == 1 and weight[0] > 1:
+    passes_on = event.name in ("aten::convolution", "aten::_convolution")
+    transposed = event.name == "aten::_convolution" and event.concrete_inputs[6]
+    if passes_on and not transposed:
+        return "other"
+    images, weight = event.input_shapes[:2]
+    if weight[1] == 1 and images[1] > 1:
         return "depthwise convolution"
-    return f"convolution {weight[2]} × {weight[3]}"
+    return "transposed convolution" if transposed else f"convolution {weight[2]} × {weight[3]}"

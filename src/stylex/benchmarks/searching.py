@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ class SizeResult:
     """What was measured of one model; `layers` of all its convolutions, evenly chosen.
 
     `peer_evaluations_per_second` is the peer's, at the study's size only. `where_the_time_goes` is of the
-    operators of the sweep, on the CPU.
+    operators of the sweep, of the layers measured; on a CPU only.
     """
 
     name: SizeName
@@ -270,24 +269,29 @@ def _measure(
     }
     in_all = sum(layer.kind == "conv" for layer in space.layout)
     peer = None if theirs is None else 1 / seconds["peer"]
-    places = as_shares(_times(works, layers))
+    cpu = hardware.device.type == "cpu"  # elsewhere operators only order what is done
+    places = as_shares(_times(works, layers)) if cpu else []
     return SizeResult(name, space.size, len(layers), in_all, batch_size, paths, peer, tuple(places))
 
 
 def _times(works: Mapping[str, Callable[[], object]], layers: Sequence[_Layer]) -> dict[str, float]:
-    """Seconds of an image's sweep by kind of operation, put together as its time is."""
+    """Seconds of an image's sweep by kind of operation, put together as its time is; of one profile each."""
 
-    def of(name: str) -> Counter[str]:
-        return Counter(times_by_kind(works[name], by_kernel=True))
+    def of(name: str) -> dict[str, float]:
+        return times_by_kind(works[name], by_kernel=True)
 
     image = of("image")
-    times = Counter(image)
+    times = dict(image)
     for layer in layers:
-        once = of(f"layer {layer.number} prepared")
-        batch = of(f"layer {layer.number}") - image - once  # what comes out below 0 is left out
-        times.update(once)
-        times.update({kind: layer.batches * seconds for kind, seconds in batch.items()})
-    return dict(times)
+        once, whole = of(f"layer {layer.number} prepared"), of(f"layer {layer.number}")
+        for kind in {*once, *whole}:
+            own = once.get(kind, 0.0)
+            times[kind] = (
+                times.get(kind, 0.0)
+                + own
+                + layer.batches * (whole.get(kind, 0.0) - image.get(kind, 0.0) - own)
+            )
+    return {kind: seconds for kind, seconds in times.items() if seconds > 0}
 
 
 def _bound(

@@ -172,7 +172,8 @@ def attfind(
         if each.peer_evaluations_per_second is not None and each.speedup is not None:
             peers = each.peer_evaluations_per_second
             lines.append(f"  the peer: {peers:.2f} evaluations/s; the sweep is {each.speedup:.1f} × as fast")
-        lines.append("  where the sweep's time goes:")
+        if each.where_the_time_goes:
+            lines.append("  where the sweep's time goes, in those layers:")
         lines += [f"    {entry.share:5.1%}  {entry.kind}" for entry in each.where_the_time_goes]
     if (whole := found.screened) is not None:
         lines.append(
