@@ -69,6 +69,28 @@ def test_the_fast_sweep_equals_the_slow_one(recipe: str) -> None:
     torch.testing.assert_close(whole, slow, rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("way")
+def test_a_sweep_follows_weights_that_have_changed_since_the_last_one() -> None:
+    """What is kept of a layer belongs to its weight as it is: trained on in place, or exchanged."""
+    model = problems.tiny_model()
+    styles, space = encoded(model)
+
+    def agree() -> None:
+        fast = sweep(model, space, styles[:1], batch_size=5)
+        torch.testing.assert_close(fast, sweep_slowly(model, space, styles[:1]), rtol=0, atol=1e-4)
+
+    agree()
+    layers = [layer for layer in model.generator.synthesis.layers if getattr(layer, "up", False)]
+    assert layers
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(-1).add_(0.1)
+    agree()
+    for layer in layers:
+        layer.weight = torch.nn.Parameter(torch.randn_like(layer.weight))
+    agree()
+
+
 def test_shift_reaches_the_sweep() -> None:
     model = problems.tiny_model()
     styles, space = encoded(model)

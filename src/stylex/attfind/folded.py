@@ -9,6 +9,7 @@ convolution with bias and leaky ReLU. In the changed layer itself a style s_c th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ class FoldedSynthesis:
         if not module.up:
             return _Convolution(_placed(weight, dtype), bias, noise)
         if _in_phases(weight, dtype):
-            taps = _phases(weight.transpose(0, 1))  # [C, 9, 4 · O]
+            taps = _phases_of(module) * style.T[:, :, None] * gain.repeat(4)  # [C, 9, 4 · O]
             kernels = taps.permute(2, 0, 1).reshape(-1, weight.shape[1], 3, 3)
             return _Convolution(_placed(kernels, dtype), bias.repeat(4), noise, phases=True)
         fir = _placed(_fir(weight).expand(len(weight), 1, 4, 4), dtype)
@@ -194,13 +195,14 @@ class ChangedLayer:
         maps = self._state.features[0, moved, None]
         height, width = maps.shape[2:]
         patches = F.unfold(maps, 3, padding=1)[each].transpose(1, 2)  # [N, pixels, 9]
-        kernel = self._module.weight[:, channels].transpose(0, 1)  # [N, O, 3, 3]
         if not self._module.up:
+            kernel = self._module.weight[:, channels].transpose(0, 1)  # [N, O, 3, 3]
             taps = (kernel * amount[:, :, None, None]).flatten(2).transpose(1, 2)  # [N, 9, O]
             flat = features.permute(0, 2, 3, 1).view(count, height * width, outputs)
             flat += torch.bmm(patches, taps.to(features.dtype))  # baddbmm has no fast way in bf16
             return
-        taps = _phases(kernel * amount[:, :, None, None]).to(features.dtype)  # [N, 9, 2 · 2 · O]
+        taps = _phases_of(self._module)[channels] * amount.repeat(1, 4)[:, None]  # [N, 9, 2 · 2 · O]
+        taps = taps.to(features.dtype)
         found = torch.bmm(patches, taps).view(count, height, width, 2, 2, outputs)
         pixels = features.permute(0, 2, 3, 1).view(count, height, 2, width, 2, outputs)
         pixels.add_(found.transpose(2, 3))
@@ -223,6 +225,21 @@ def _phases(kernel: Tensor) -> Tensor:
     taps = torch.tensor([[a + 2 - 2 * r for r in (-1, 0, 1)] for a in (0, 1)], device=kernel.device)
     found = both.view(count, outputs, 6, 6)[:, :, taps][..., taps]  # [N, O, a, r, b, q]
     return found.permute(0, 3, 5, 2, 4, 1).reshape(count, 9, 4 * outputs)
+
+
+_PHASES: WeakKeyDictionary[StyledConv, tuple[Tensor, int, Tensor]] = WeakKeyDictionary()
+"""Of a layer: the weight and the state of it that phases were made of, and these."""
+
+
+def _phases_of(module: StyledConv) -> Tensor:
+    """`_phases` of a layer's weight, [C, 9, 4 · O], kept for all images as long as the weight is the same."""
+    weight = module.weight
+    version = 0 if weight.is_inference() else weight._version
+    known = _PHASES.get(module)
+    if known is None or known[0] is not weight or known[1] != version or known[2].device != weight.device:
+        known = weight, version, _phases(weight.detach().transpose(0, 1))
+        _PHASES[module] = known
+    return known[2]
 
 
 def _in_phases(weight: Tensor, dtype: torch.dtype) -> bool:
