@@ -15,7 +15,7 @@ from stylex.cli.app import main
 from stylex.config import load_recipe
 from stylex.errors import ConfigError
 from stylex.networks import build
-from stylex.training.losses import Phase
+from stylex.training.schedule import Phase
 
 
 def test_operations_of_known_work_and_of_gradients_of_gradients() -> None:

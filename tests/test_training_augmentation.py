@@ -16,8 +16,9 @@ import training_problems as problems
 from stylex.classifiers import Classifier
 from stylex.run import read_tensors
 from stylex.training.augmentation import Augmentation, Transformation, apply, warp
-from stylex.training.losses import Phase, StylexLoss, r1_weight
+from stylex.training.losses import StylexLoss, r1_weight
 from stylex.training.randomness import StepRandom
+from stylex.training.schedule import Phase
 
 CPU = torch.device("cpu")
 

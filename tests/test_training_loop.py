@@ -22,9 +22,9 @@ from stylex.errors import CheckpointError, DataError, RunError, Stopped, Trainin
 from stylex.run import Run, read_tensors
 from stylex.training import loop
 from stylex.training.loop import TrainingResult, parameter_count, train
-from stylex.training.losses import Batch, Phase, StylexLoss
+from stylex.training.losses import Batch, StylexLoss
 from stylex.training.progress import Progress
-from stylex.training.schedule import ema_decay, rate_share
+from stylex.training.schedule import Phase, ema_decay, rate_share
 
 SHORT = ("loss.r1_interval=2", "loss.path_length_interval=2", "loss.path_length_start_kimg=0")
 """So that the regularisers occur in a few steps."""

@@ -21,18 +21,9 @@ from stylex.config import Recipe, StepKind
 from stylex.networks import conditional_score
 from stylex.parallel import World
 from stylex.training.loop import Trainer
-from stylex.training.losses import (
-    Batch,
-    Phase,
-    StylexLoss,
-    adversarial_share,
-    agreement,
-    divergence,
-    join,
-    phases,
-    thin_out_condition,
-)
+from stylex.training.losses import Batch, StylexLoss, agreement, divergence, join, thin_out_condition
 from stylex.training.randomness import StepRandom
+from stylex.training.schedule import Phase, adversarial_share, phases
 
 CPU = torch.device("cpu")
 

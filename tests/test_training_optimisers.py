@@ -11,9 +11,8 @@ import torch
 import training_problems as problems
 from stylex.networks import build
 from stylex.training import loop
-from stylex.training.losses import phases
 from stylex.training.optimisers import make_optimisers, set_rates, update
-from stylex.training.schedule import updates
+from stylex.training.schedule import phases, updates
 
 
 def groups(name: str, *assignments: str) -> dict[str, dict[str, Any]]:

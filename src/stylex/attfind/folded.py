@@ -125,17 +125,17 @@ class FoldedSynthesis:
             return _placed(weight, dtype), module.bias.to(dtype)
         assert isinstance(module, StyledConv)
         gain = module.demodulation(style)[0] * SQRT2
-        weight = module.weight * style[:, :, None, None] * gain[:, None, None, None]
         bias = (module.bias * SQRT2).to(dtype)
         noise = self._noise_of(module)
         if noise is not None:
             noise = (noise * (module.noise_strength * SQRT2)).to(dtype)
+        if module.up and _in_phases(module.weight, dtype):
+            taps = _phases_of(module) * style.T[:, :, None] * gain.repeat(4)  # [C, 9, 4 · O]
+            kernels = taps.permute(2, 0, 1).reshape(-1, style.shape[1], 3, 3)
+            return _Convolution(_placed(kernels, dtype), bias.repeat(4), noise, phases=True)
+        weight = module.weight * style[:, :, None, None] * gain[:, None, None, None]
         if not module.up:
             return _Convolution(_placed(weight, dtype), bias, noise)
-        if _in_phases(weight, dtype):
-            taps = _phases_of(module) * style.T[:, :, None] * gain.repeat(4)  # [C, 9, 4 · O]
-            kernels = taps.permute(2, 0, 1).reshape(-1, weight.shape[1], 3, 3)
-            return _Convolution(_placed(kernels, dtype), bias.repeat(4), noise, phases=True)
         fir = _placed(_fir(weight).expand(len(weight), 1, 4, 4), dtype)
         return _Convolution(_placed(weight.transpose(0, 1), dtype), bias, noise, fir)
 

@@ -27,8 +27,9 @@ from stylex.networks import Networks, build
 from stylex.parallel import check_shares
 from stylex.perceptual import random_lpips
 from stylex.training.costs import StepCost, measure_size, measure_step
-from stylex.training.losses import Batch, Phase, StylexLoss, phases
+from stylex.training.losses import Batch, StylexLoss
 from stylex.training.randomness import StepRandom
+from stylex.training.schedule import Phase, phases
 
 ARCHITECTURE = "mobilenet_v2"
 """Of the classifier that stands for the one to be explained."""

@@ -27,8 +27,7 @@ from stylex.networks import build
 from stylex.run import Run
 from stylex.training.evidence import MOST_IMAGES, time_evidence
 from stylex.training.loop import Trainer, parameter_count
-from stylex.training.losses import Phase, phases
-from stylex.training.schedule import evidence_kimg, total_images
+from stylex.training.schedule import Phase, evidence_kimg, phases, total_images
 
 SAFE_SHARE = 0.8
 """Share of the available memory that a training may fill."""

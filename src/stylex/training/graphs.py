@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from stylex.config import Recipe
 from stylex.hardware import Hardware
 from stylex.parallel import World
-from stylex.training.losses import Batch, Phase
+from stylex.training.losses import Batch
 from stylex.training.randomness import Draws
+from stylex.training.schedule import Phase
 
 WARM_UP = 3
 """Steps of a kind that run as they are before they are recorded: libraries choose their kernels then."""

@@ -34,12 +34,20 @@ from stylex.training.checkpoint import (
 )
 from stylex.training.components import fit_components
 from stylex.training.graphs import Program, Programs, RecordingError, can_record
-from stylex.training.losses import Batch, Phase, StylexLoss, adversarial_share, phases
+from stylex.training.losses import Batch, StylexLoss
 from stylex.training.optimisers import make_optimisers, set_rates, update
 from stylex.training.preparation import prepare_evidence
 from stylex.training.progress import Preparation, Progress
 from stylex.training.randomness import DataOrder, StepRandom
-from stylex.training.schedule import ema_decay, rate_share, total_images, updates
+from stylex.training.schedule import (
+    Phase,
+    adversarial_share,
+    ema_decay,
+    phases,
+    rate_share,
+    total_images,
+    updates,
+)
 from stylex.training.stability import Stability, Trouble
 from stylex.training.stopping import StopRequest, stop_requests
 from stylex.training.watching import WATCHED, MetricsLog, RecentStatistics, save_samples

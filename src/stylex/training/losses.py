@@ -6,7 +6,6 @@ The loop calls `accumulate_gradients` with a phase and a batch and steps the opt
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,32 +22,7 @@ from stylex.parallel import ALONE, World, path_length_images
 from stylex.perceptual import ClassifierDistance, feature_distance
 from stylex.training.augmentation import Augmentation
 from stylex.training.randomness import Draws
-
-PhaseName = Literal["generator", "path_length", "discriminator", "r1"]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of a training step: whose optimiser it drives, how often, and from which image on."""
-
-    name: PhaseName
-    optimiser: Literal["generator", "discriminator"]
-    interval: int = 1
-    start_images: float = 0.0
-
-
-def phases(recipe: Recipe) -> list[Phase]:
-    """The phases of a recipe in the order in which a step runs them; lazy regularisation is an interval."""
-    loss = recipe.loss
-    begin = loss.adversarial_start_kimg * 1000
-    result = [Phase("generator", "generator")]
-    if loss.path_length > 0:
-        start = max(begin, loss.path_length_start_kimg * 1000)
-        result.append(Phase("path_length", "generator", loss.path_length_interval, start))
-    result.append(Phase("discriminator", "discriminator", 1, begin))
-    if loss.r1 == "auto" or loss.r1 > 0:
-        result.append(Phase("r1", "discriminator", loss.r1_interval, begin))
-    return result
+from stylex.training.schedule import Phase
 
 
 def r1_weight(recipe: Recipe, resolution: int) -> float:
@@ -76,16 +50,6 @@ def make_augmentation(recipe: Recipe) -> Augmentation | None:
     )
 
 
-def adversarial_share(recipe: Recipe, images: int) -> float:
-    """The adversarial weight now as a share of the full one: 0 in the warm-up, then rising to 1."""
-    loss = recipe.loss
-    begun_kimg = images / 1000 - loss.adversarial_start_kimg
-    if begun_kimg < 0:
-        return 0.0
-    # One image more than have been seen: a share of 0 would count as warm-up still.
-    return min(1.0, (begun_kimg + 1e-3) / loss.adversarial_ramp_kimg) if loss.adversarial_ramp_kimg else 1.0
-
-
 @dataclass
 class Batch:
     """Real images [N, 3, R, R] in [-1, 1] with what has been computed from them in this step so far.
@@ -105,14 +69,6 @@ class Batch:
     real_features: list[Tensor] | None = None
     told: Tensor | None = None
     statistics: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """w [N, D], and the part of it that the encoder's network found."""
-
-    w: Tensor
-    learned: Tensor
 
 
 class StylexLoss:
@@ -257,13 +213,16 @@ class StylexLoss:
         weights = condition if self.recipe.network.discriminator != "plain" else None
         return conditional_score(self.networks.discriminator(images), weights)
 
-    def _encoded(self, images: Tensor, kind: StepKind, random: Draws) -> _Encoded:
-        """w of the images; on swap steps mixed in pairs, but for every second one's where images are kept."""
+    def _encoded(self, images: Tensor, kind: StepKind, random: Draws) -> tuple[Tensor, Tensor]:
+        """w [N, D], and the part of it that the encoder's network found.
+
+        On swap steps mixed in pairs, but for every second image's where images are kept.
+        """
         encoder = self.networks.encoder
         assert encoder is not None
         w, learned = encoder.latents(images)
         if kind != "swap":
-            return _Encoded(w, learned)
+            return w, learned
         share = random.uniform(len(w), 1)
         if self._keeps_images:
             share[self._every_second(len(w))] = 1.0
@@ -273,12 +232,12 @@ class StylexLoss:
             return share * own + (1 - share) * self.world.gather(own)[order]
 
         whole = mixed(w)
-        return _Encoded(whole, mixed(learned) if encoder.components else whole)
+        return whole, mixed(learned) if encoder.components else whole
 
     def _w(self, images: Tensor, kind: StepKind, random: Draws) -> Tensor:
         """w [N, D], or [N, L, D] with one a layer on z steps with style mixing."""
         if kind != "sample":
-            return self._encoded(images, kind, random).w
+            return self._encoded(images, kind, random)[0]
         mapping = self.networks.mapping
         assert mapping is not None
         count = len(images)
@@ -311,11 +270,9 @@ class StylexLoss:
         weights = self.recipe.loss
         condition = self.condition(batch)
         if batch.kind == "sample":
-            w = self._w(batch.images, batch.kind, batch.random)
-            encoded = _Encoded(w, w)
+            w = learned = self._w(batch.images, batch.kind, batch.random)
         else:
-            encoded = self._encoded(batch.images, batch.kind, batch.random)
-            w = encoded.w
+            w, learned = self._encoded(batch.images, batch.kind, batch.random)
         order = None
         if batch.kind == "swap":
             order = batch.random.permutation(len(w))
@@ -343,7 +300,7 @@ class StylexLoss:
         if weights.latent_l1 > 0:
             assert self.networks.encoder is not None
             # Of what the network finds: components of an image of another class must be allowed to differ.
-            latent = (self.networks.encoder.learned(fake) - encoded.learned).abs().mean()
+            latent = (self.networks.encoder.learned(fake) - learned).abs().mean()
             batch.statistics[f"{batch.kind}/latent_l1"] = latent.detach()
             loss = loss + weights.latent_l1 * latent
         if batch.kind == "swap" and self._keeps_images:
@@ -382,9 +339,9 @@ class StylexLoss:
             assert encoder is not None
             assert own is not None
             again = self._synthesise(join(encoder(swapped), own[rows]), maps)
-            difference = again - images
-            batch.statistics["swap/cycle"] = difference.detach().abs().mean() * weight
-            loss = loss + weights.cycle * weight * self._pixels(difference)
+            pixels, l1 = self._pixels(again - images)
+            batch.statistics["swap/cycle"] = l1 * weight
+            loss = loss + weights.cycle * weight * pixels
         return loss
 
     def _faithfulness(self, batch: Batch, fake: Tensor, order: Tensor | None) -> Tensor:
@@ -414,9 +371,8 @@ class StylexLoss:
         note[f"{batch.kind}/agreement"] = agreement(fake_logits, target, activation) * weight
         loss = weights.kl * weight * kl
         if batch.kind == "encode":
-            difference = fake - batch.images
-            note["l1"] = difference.detach().abs().mean()
-            loss = loss + self._pixels(difference)
+            pixels, note["l1"] = self._pixels(fake - batch.images)
+            loss = loss + pixels
             if self.perceptual is not None:
                 if features is not None and batch.real_features is not None:
                     perceptual = feature_distance(features, batch.real_features).mean()
@@ -426,11 +382,14 @@ class StylexLoss:
                 loss = loss + weights.perceptual * perceptual
         return loss
 
-    def _pixels(self, difference: Tensor) -> Tensor:
-        """Mean absolute and squared difference as the recipe weighs them."""
+    def _pixels(self, difference: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean absolute and squared difference as the recipe weighs them, and the first by itself."""
         weights = self.recipe.loss
-        loss = weights.l1 * difference.abs().mean()
-        return loss + weights.l2 * difference.square().mean() if weights.l2 > 0 else loss
+        l1 = difference.abs().mean()
+        loss = weights.l1 * l1
+        if weights.l2 > 0:
+            loss = loss + weights.l2 * difference.square().mean()
+        return loss, l1.detach()
 
     def path_length_kind(self, batch: Batch) -> StepKind:
         """The kind of latents that path length is taken on."""

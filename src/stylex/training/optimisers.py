@@ -8,7 +8,7 @@ import torch
 
 from stylex.config import Recipe
 from stylex.networks import Networks
-from stylex.training.losses import Phase
+from stylex.training.schedule import Phase
 
 
 def make_optimisers(

@@ -20,8 +20,9 @@ from stylex.networks import Networks
 from stylex.run import Run, read_tensors
 from stylex.training.checkpoint import classifier_fingerprint, section, wiring
 from stylex.training.loop import Trainer
-from stylex.training.losses import Batch, phases
+from stylex.training.losses import Batch
 from stylex.training.randomness import StepRandom
+from stylex.training.schedule import phases
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 from stylex.config import Recipe
-from stylex.training.losses import Phase
+
+PhaseName = Literal["generator", "path_length", "discriminator", "r1"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training step: whose optimiser it drives, how often, and from which image on."""
+
+    name: PhaseName
+    optimiser: Literal["generator", "discriminator"]
+    interval: int = 1
+    start_images: float = 0.0
+
+
+def phases(recipe: Recipe) -> list[Phase]:
+    """The phases of a recipe in the order in which a step runs them; lazy regularisation is an interval."""
+    loss = recipe.loss
+    begin = loss.adversarial_start_kimg * 1000
+    result = [Phase("generator", "generator")]
+    if loss.path_length > 0:
+        start = max(begin, loss.path_length_start_kimg * 1000)
+        result.append(Phase("path_length", "generator", loss.path_length_interval, start))
+    result.append(Phase("discriminator", "discriminator", 1, begin))
+    if loss.r1 == "auto" or loss.r1 > 0:
+        result.append(Phase("r1", "discriminator", loss.r1_interval, begin))
+    return result
+
+
+def adversarial_share(recipe: Recipe, images: int) -> float:
+    """The adversarial weight now as a share of the full one: 0 in the warm-up, then rising to 1."""
+    loss = recipe.loss
+    begun_kimg = images / 1000 - loss.adversarial_start_kimg
+    if begun_kimg < 0:
+        return 0.0
+    # One image more than have been seen: a share of 0 would count as warm-up still.
+    return min(1.0, (begun_kimg + 1e-3) / loss.adversarial_ramp_kimg) if loss.adversarial_ramp_kimg else 1.0
 
 
 def total_images(recipe: Recipe) -> int:
