@@ -135,6 +135,25 @@ def test_widths_that_do_not_fit_make_way_for_narrower_ones(
     assert "widths 0.5× the recipe's" in said
 
 
+def test_a_length_that_leaves_out_what_the_recipe_is_for_is_said(
+    stylex: Call, command: list[str | Path]
+) -> None:
+    code, _, said = stylex(*command, "--dry-run", "--set", "training.total_kimg=14")
+    assert code == 0, said
+    warned = [line for line in said.splitlines() if line.startswith("warning:")]
+    assert len(warned) == 2, said
+    assert "loss.adversarial_start_kimg is 50" in warned[0]
+    assert "sparsity.start_kimg is 65" in warned[1]
+    scaled = ["loss.adversarial_start_kimg=4.7", "sparsity.start_kimg=6"]
+    code, _, said = stylex(
+        *command,
+        "--dry-run",
+        *(part for each in ["training.total_kimg=14", *scaled] for part in ("--set", each)),
+    )
+    assert code == 0, said
+    assert "warning:" not in said
+
+
 @pytest.mark.parametrize("budget", [[], ["--time-budget", "1m"]])
 def test_where_nothing_fits_one_line_says_so(
     stylex: Call,

@@ -22,6 +22,7 @@ from stylex.training.plan import (
     scale_total,
     scale_widths,
 )
+from stylex.training.schedule import never_begins
 
 PLAIN = ("loss.adversarial_start_kimg=0", "loss.adversarial_ramp_kimg=0", "loss.r1=0", "loss.path_length=0")
 """No warm-up and no regulariser: a training's time is its images times the seconds of one."""
@@ -104,6 +105,23 @@ def test_the_schedule_scales_with_the_total() -> None:
     assert kept.sparsity.start_kimg == before.sparsity.start_kimg
     assert load_recipe("vdv").loss.path_length_start_kimg == 160
     assert scale_total(load_recipe("vdv"), 480).loss.path_length_start_kimg == 16
+
+
+def test_what_a_length_leaves_no_time_for_is_said() -> None:
+    recipe = load_recipe("fast")
+    assert never_begins(recipe) == []
+    short = never_begins(changed(recipe, {"training.total_kimg": 50}))
+    assert [sentence.split()[0] for sentence in short] == [
+        "loss.adversarial_start_kimg",
+        "sparsity.start_kimg",
+    ]
+    assert "is 50" in short[0]
+    assert "total_kimg 50" in short[0]
+    only = never_begins(changed(recipe, {"training.total_kimg": 60}))
+    assert [sentence.split()[0] for sentence in only] == ["sparsity.start_kimg"]
+    dense = changed(recipe, {"training.total_kimg": 60, "sparsity.threshold": 0})
+    assert never_begins(dense) == []
+    assert never_begins(scale_total(recipe, 14)) == []
 
 
 def test_a_budget_is_met_with_a_warm_up_of_fixed_length() -> None:

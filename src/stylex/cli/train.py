@@ -138,6 +138,7 @@ def _planned(
     """The settings with what was left to choose, chosen by the first process for all."""
     from stylex.data import preview
     from stylex.training.plan import plan
+    from stylex.training.schedule import never_begins
 
     def planned() -> dict[str, Any]:
         source = preview(config.data, group=config.group)
@@ -145,6 +146,8 @@ def _planned(
         found = plan(config, source, around, chosen, fixed=request.fixed(), budget_s=budget)
         for reason in found.reasons:
             note(f"chosen: {reason}")
+        for sentence in never_begins(found.config.recipe):
+            note(f"warning: {sentence}")
         return found.config.model_dump(mode="json")
 
     return validate(RunConfig, world.from_first(planned), "settings")

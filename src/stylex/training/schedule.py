@@ -50,6 +50,24 @@ def total_images(recipe: Recipe) -> int:
     return int(recipe.training.total_kimg * 1000)
 
 
+def never_begins(recipe: Recipe) -> list[str]:
+    """What a recipe asks for and its training ends before: a sentence for each of losses and sparsity.
+
+    A time budget scales these with the length (`plan.scale_total`), a length that is set by itself does not.
+    """
+    total, loss, sparsity = recipe.training.total_kimg, recipe.loss, recipe.sparsity
+    sparse = sparsity.threshold > 0 or sparsity.latent_threshold > 0
+    late = (
+        ("loss.adversarial_start_kimg", loss.adversarial_start_kimg, "images are only reconstructed"),
+        ("sparsity.start_kimg", sparsity.start_kimg if sparse else 0.0, "styles are not made sparse"),
+    )
+    return [
+        f"{key} is {start:g}, but training ends at training.total_kimg {total:g}: {without}"
+        for key, start, without in late
+        if start >= total
+    ]
+
+
 def evidence_kimg(recipe: Recipe) -> float:
     """Thousand images that the evidence's student learns from: no more than the networks see after it."""
     return min(recipe.training.evidence_kimg, recipe.training.total_kimg)
