@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import slow_references as slow
-from stylex.networks import EqualConv2d, EqualLinear, Mapping, blur, conditional_score, downsample2, upsample2
+from stylex.networks import (
+    EqualConv2d,
+    EqualLinear,
+    Mapping,
+    blur,
+    conditional_score,
+    downsample2,
+    layers,
+    upsample2,
+)
 from stylex.networks.generator import StyledConv, ToRGB
 from stylex.networks.residual import ResidualBlock, minibatch_deviation
 
@@ -23,8 +32,12 @@ def test_blur_is_a_correlation_with_the_filter(size: tuple[int, ...], padding: i
     assert_close(blur(images, padding, gain=1.5), expected)
 
 
+@pytest.mark.parametrize("matrices", [0, layers.MATRIX_PIXELS])
 @pytest.mark.parametrize("size", SIZES)
-def test_resampling_is_zero_insertion_filter_and_decimation(size: tuple[int, ...]) -> None:
+def test_resampling_is_zero_insertion_filter_and_decimation(
+    size: tuple[int, ...], matrices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MATRIX_PIXELS", matrices)
     images = torch.randn(size, dtype=torch.float64)
     assert_close(upsample2(images), slow.upsample(images))
     assert_close(downsample2(images), slow.downsample(images))

@@ -17,6 +17,9 @@ FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 
 SQRT2 = math.sqrt(2.0)
 
+MATRIX_PIXELS = 128
+"""Up to this side, an image is doubled by matrix products on CPUs."""
+
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Half-precision values as float32; float32 and float64 as they are."""
@@ -108,10 +111,28 @@ def upsample2(images: Tensor) -> Tensor:
 
     Equal to inserting zeros and filtering with gain 4. Each output sample sees two inputs per axis with
     weights 3/4 and 1/4, so inside the image this is bilinear interpolation; the border is padded with zeros.
+    On CPUs it is two matrix products, with images of 128 px or less: three times as fast, forward and back.
     """
+    if _by_matrices(images):
+        rows, columns = (_doubling(side).to(images.dtype) for side in images.shape[2:])
+        return rows @ (images.contiguous() @ columns.t())
     return F.interpolate(F.pad(images, (1, 1, 1, 1)), scale_factor=2, mode="bilinear", align_corners=False)[
         :, :, 2:-2, 2:-2
     ]
+
+
+def _by_matrices(images: Tensor) -> bool:
+    small = images.device.type == "cpu" and max(images.shape[2:]) <= MATRIX_PIXELS
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
+    return small and images.dtype in (torch.float32, torch.float64) and not traced
+
+
+@cache
+def _doubling(side: int) -> Tensor:
+    """What `upsample2` does to an axis: [2 · side, side]."""
+    with torch.inference_mode(False), torch.no_grad():  # made once, used everywhere
+        even = 0.75 * torch.eye(side) + 0.25 * torch.eye(side).roll(1, 0).tril()
+        return torch.stack([even, even.t()], dim=1).flatten(0, 1)
 
 
 def conv_weight(out_channels: int, in_channels: int, kernel_size: int) -> nn.Parameter:
