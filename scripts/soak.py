@@ -101,6 +101,7 @@ def command(out: Path, images: Path, classifier: Path, recipe: str, steps: int) 
     settings = SETTINGS | {"training.total_kimg": steps * BATCH / 1000}
     if recipe == "fast":
         settings |= {"loss.adversarial_start_kimg": 0.04, "loss.adversarial_ramp_kimg": 0.02}
+        settings |= {"sparsity.start_kimg": 0.04, "sparsity.ramp_kimg": 0.02}
     arguments = ["train", "--data", images, "--classifier", classifier, "--out", out, "--recipe", recipe]
     arguments += ["--size", RESOLUTION, "--device", "cpu", "--precision", "fp32", "--threads", 1]
     for key, value in settings.items():
@@ -132,13 +133,13 @@ def kill_once(start: list[str], out: Path, numbers: random.Random, *, anywhere: 
     """Start, wait for a random moment, kill. Returns whether it was still running.
 
     Args:
-        anywhere: at any moment within `typical` seconds of the start; else after new checkpoints.
+        anywhere: at any moment of the first 0.7 · `typical` seconds; else after new checkpoints.
     """
     wanted = newest_step(out) + STEPS_A_CHECKPOINT * numbers.choice((1, 2))
     begin = time.monotonic()
     process = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if anywhere:
-        time.sleep(numbers.uniform(0, typical))
+        time.sleep(numbers.uniform(0, 0.7 * typical))
     else:
         while newest_step(out) < wanted and process.poll() is None and time.monotonic() - begin < 300:
             time.sleep(0.002)
@@ -166,8 +167,6 @@ def last_words(errors: bytes) -> str:
 def examine(out: Path, reached: int, summary: Summary) -> None:
     """After a kill: the run opens, its newest checkpoint and model are whole, little is lost."""
     if not (out / "run.json").exists():
-        if (out / "config.yaml").exists():  # Run.open says to delete it: nothing has been trained yet
-            (out / "config.yaml").unlink()
         summary.before_training += 1
         return
     run = Run.open(out)
@@ -206,7 +205,7 @@ def soak(folder: Path, kills: int, recipe: str, seed: int) -> Summary:
     typical = min(time.monotonic() - started, 20.0)
     start = command(killed, images, classifier, recipe, summary.steps)
     while summary.kills < kills:
-        anywhere = summary.kills % 4 == 3
+        anywhere = summary.kills % 4 == 0
         if not kill_once(start, killed, numbers, anywhere=anywhere, typical=typical):
             summary.failures.append(
                 f"training ended after {summary.kills} of {kills} kills; take more steps a kill"

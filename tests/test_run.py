@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import signal
 import stat
 import subprocess
 import sys
@@ -239,11 +240,78 @@ def test_a_disk_that_fills_up_leaves_no_half_written_run(
     assert Run.create(tmp_path / "run", CONFIG, {"data": "abc"}).hashes == {"data": "abc"}
 
 
+KILLED_WHILE_CREATING = """
+import os, signal, sys
+from pathlib import Path
+from stylex.config import RunConfig, load_recipe
+from stylex.run import Run
+
+def prepare(run):
+    run.classifier_file.write_bytes(b"half")
+    (run.path / ".evidence.json.x1.partial").touch()
+    run.checkpoints.mkdir()
+    (run.checkpoints / "old").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+config = RunConfig(experiment="x", data="d", classifier="c", recipe=load_recipe("fast"))
+Run.create(Path(sys.argv[1]), config, prepare=prepare)
+"""
+
+
+def killed_while_creating(path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_CREATING, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert {"config.yaml", "classifier.safetensors", "checkpoints"} < set(files(path))
+
+
+def test_a_run_whose_creation_was_killed_is_created_again(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    killed_while_creating(path)
+    assert Run.unfinished(path)
+    with pytest.raises(RunError, match="its start was cut off; the same command starts it again"):
+        Run.open(path)
+    Run.check_free(path)
+    Run.create(path, CONFIG)
+    assert not Run.unfinished(path)
+    assert set(files(path)) == {"config.yaml", "run.json", ".lock"}
+    assert Run.open(path).config == CONFIG
+
+
+def test_what_is_not_of_a_killed_creation_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    killed_while_creating(path)
+    (path / "notes.txt").write_text("mine")
+    before = files(path)
+    with pytest.raises(RunError, match="nothing was overwritten"):
+        Run.create(path, CONFIG)
+    assert files(path) == before
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_creation_that_is_broken_off_leaves_nothing(tmp_path: Path, there: bool) -> None:
+    path = tmp_path / "run"
+    if there:
+        path.mkdir()
+
+    def stopped(run: Run) -> None:
+        run.classifier_file.touch()
+        with pytest.raises(RunError, match="another process"):
+            Run.create(path, CONFIG)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run.create(path, CONFIG, prepare=stopped)
+    assert path.exists() == there
+    assert not there or set(files(path)) <= {".lock"}
+    Run.create(path, CONFIG)
+
+
 def test_an_empty_folder_will_do_and_a_file_will_not(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     Run.create(tmp_path / "empty", CONFIG)
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="not an empty directory"):
+    with pytest.raises(RunError, match="is a file"):
         Run.create(tmp_path / "file", CONFIG)
 
 

@@ -91,7 +91,7 @@ def test_what_cannot_be_a_start_is_one_line(origin: Origin, tmp_path: Path) -> N
         read_origin(tmp_path / "raw")
 
 
-def test_a_start_that_was_interrupted_is_a_half_written_run(
+def test_a_start_that_was_interrupted_starts_again(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dies(*_: object) -> None:
@@ -101,8 +101,9 @@ def test_a_start_that_was_interrupted_is_a_half_written_run(
     config = Request(classifier="new", origin=origin).settings(tmp_path / "new")
     with pytest.raises(KeyboardInterrupt):
         create_run(tmp_path / "new", config, pictures(), problems.classifier(), problems.HARDWARE, origin)
-    with pytest.raises(RunError, match="half-written run"):
-        Run.open(tmp_path / "new")
+    monkeypatch.undo()
+    run = create_run(tmp_path / "new", config, pictures(), problems.classifier(), problems.HARDWARE, origin)
+    assert run.newest_checkpoint() is not None
 
 
 def test_evidence_of_another_classifier_is_found_anew(tmp_path: Path) -> None:

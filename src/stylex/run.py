@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,6 +35,23 @@ LOCK = ".lock"
 
 PARTIAL = ".partial"
 """How the name of a file that is still being written ends."""
+
+CREATING = ".creating"
+"""In a directory that was free and in which a run is being created: all that lies beside it is the run's."""
+
+OF_A_NEW_RUN = (
+    "config.yaml",
+    "classifier.safetensors",
+    "student.safetensors",
+    "evidence.json",
+    "model.safetensors",
+    "metrics.jsonl",
+    "checkpoints",
+    "samples",
+    "tensorboard",
+    CREATING,
+)
+"""What there can be of a run before it is created, when run.json is written."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -172,6 +190,27 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _begin(path: Path) -> None:
+    try:
+        (path / CREATING).touch()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _clear_unfinished(path: Path) -> None:
+    """Remove what a creation of a run that did not end has written; only for who holds the run's lock."""
+    if not Run.unfinished(path):
+        return
+    for name in OF_A_NEW_RUN:
+        entry = path / name
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif name != CREATING:
+            entry.unlink(missing_ok=True)
+    remove_partial_files(path)
+    (path / CREATING).unlink()  # last: until then the rest is known to be ours
+
+
 def provenance() -> dict[str, str]:
     """Versions and machine, for audits: what a figure was computed with."""
     import numpy
@@ -221,31 +260,57 @@ class Run:
         Args:
             hashes: of what it is made from, by what it is ("data", "classifier"); kept in run.json.
             origin: the run whose weights it starts with, kept in run.json under "from".
-            prepare: writes what the run must not be without; if it does not end, the run is half-written.
+            prepare: writes what the run must not be without. If its process is killed, what it wrote goes
+                when the run is created again.
 
         Raises:
             RunError: the directory exists and holds something else, which is never overwritten; or it cannot
                 be written, and then no half-written run stays behind.
         """
         cls.check_free(path)
+        new = not path.exists()
         run = cls(path, config)
-        write_atomically(run.config_file, lambda file: file.write(dump_yaml(config).encode()))
         about = {"format": FORMAT, "experiment": config.experiment, "hashes": dict(hashes or {})}
         if origin is not None:
             about["from"] = dict(origin)
-        if prepare is not None:
-            prepare(run)
         try:
-            write_json(run.path / "run.json", about | provenance())
-        except BaseException:
-            run.config_file.unlink(missing_ok=True)
-            raise
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror})") from None
+        with locked(path):
+            _clear_unfinished(path)
+            try:
+                _begin(path)
+                write_atomically(run.config_file, lambda file: file.write(dump_yaml(config).encode()))
+                if prepare is not None:
+                    prepare(run)
+                write_json(run.path / "run.json", about | provenance())
+            except BaseException:
+                _clear_unfinished(path)
+                if new:
+                    with suppress(OSError):
+                        (path / LOCK).unlink(missing_ok=True)
+                        path.rmdir()  # only goes where nothing is left
+                raise
+            (path / CREATING).unlink(missing_ok=True)
         return run
 
     @staticmethod
-    def check_free(path: Path) -> None:
-        """Raises RunError unless a run can be created here: a new or empty directory."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    def unfinished(path: Path) -> bool:
+        """Whether a run was being created here and its process ended: starting it again begins afresh."""
+        return (path / CREATING).exists() and not (path / "run.json").exists()
+
+    @classmethod
+    def check_free(cls, path: Path) -> None:
+        """Raises RunError unless a run can be created here: it is new, empty or an unfinished run."""
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise RunError(f"{path}: is a file; choose another place for the run")
+        others = {entry.name for entry in path.iterdir()} - {LOCK}
+        if cls.unfinished(path):
+            others -= {*OF_A_NEW_RUN, *(entry.name for entry in path.glob(f".*{PARTIAL}"))}
+        if others:
             raise RunError(
                 f"{path}: exists and is not an empty directory; nothing was overwritten, choose another"
             )
@@ -260,6 +325,8 @@ class Run:
         if not (path / "run.json").exists():
             if not path.exists():
                 raise RunError(f"{path}: no such directory")
+            if cls.unfinished(path):
+                raise RunError(f"{path}: no run yet, its start was cut off; the same command starts it again")
             if (path / "config.yaml").exists():
                 trained = (path / "checkpoints").exists() or (path / "model.safetensors").exists()
                 remedy = "take a whole copy of it" if trained else "delete it and start again"

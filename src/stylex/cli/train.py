@@ -87,7 +87,7 @@ def train(
     budget = None if time_budget is None else parse_duration(time_budget)
     assignments = tuple(set_ or ())
     run, request = None, None
-    if (out / "run.json").exists() or (out / "config.yaml").exists():
+    if ((out / "run.json").exists() or (out / "config.yaml").exists()) and not Run.unfinished(out):
         run = Run.open(out)
         given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
         said: dict[str, Any] = load_named("experiments", experiment) if experiment else {}
