@@ -145,7 +145,7 @@ def exchanges(path: Path, world: World) -> dict[str, Any]:
 
 
 def patience(world: World) -> list[Any]:
-    """What the first process comes to in twice the time that an exchange may take, and who worked here."""
+    """What comes of work that takes twice the time that an exchange may: of the first, or of one of all."""
     group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=ANSWER_SECONDS))
     worked = []
 
@@ -157,11 +157,17 @@ def patience(world: World) -> list[Any]:
     def fail() -> None:
         raise DataError("no images")
 
+    def slowly() -> str:
+        if world.rank:
+            time.sleep(2 * ANSWER_SECONDS)
+        return f"by {world.rank}"
+
     patient = replace(world, control=group)
     with mock.patch.object(parallel, "BEAT_SECONDS", ANSWER_SECONDS / 8):
         found = patient.from_first(work)
+        shared = [patient.together(slowly), patient.together(lambda: world.rank)]
     # Who fails hears of it at once; the others wait no longer than for any exchange. Last: it ends the group.
-    return [found, worked, said_by(lambda: patient.from_first(fail))]
+    return [found, worked, shared, said_by(lambda: patient.from_first(fail))]
 
 
 def said_by(check: Callable[[], None]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,15 @@ from stylex.attfind.screening import (
     stages,
     survivors,
 )
-from stylex.attfind.search import discover, load_logits
-from stylex.attfind.shards import ScreenedShards
+from stylex.attfind.search import Discovery, _resolved, discover, load_logits
+from stylex.attfind.shards import Record, ScreenedShards
 from stylex.attfind.sweep import sweep
 from stylex.data.images import ImageSet
 from stylex.errors import DataError, RunError
 from stylex.run import Run, read_tensors
+from stylex.stylespace import StyleSpace
+
+search_module = import_module("stylex.attfind.search")  # of its name is the function in the package, too
 
 SETTINGS = problems.everything(images_per_class=40, sweep="screened", batch_size=8)
 """80 images: 16 in the first stage, 64 in the second."""
@@ -271,9 +276,10 @@ def test_more_than_a_hundred_images_are_screened(run: Run) -> None:
     assert search(run, model, pictures(300), settings).settings.sweep == "screened"
 
 
-def test_an_exact_search_that_is_there_is_used(run: Run) -> None:
+def test_an_exact_search_that_is_there_is_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "FEWEST_IMAGES", 20)
     model = problems.tiny_model()
-    automatic = SETTINGS.model_copy(update={"sweep": "auto", "images_per_class": 60})
+    automatic = SETTINGS.model_copy(update={"sweep": "auto", "images_per_class": 12})
     search(run, model, pictures(300), automatic.model_copy(update={"sweep": "exact"}))
     changes: list[int] = []
     found = search(run, model, pictures(300), automatic, on_changes=changes.append)
@@ -281,6 +287,49 @@ def test_an_exact_search_that_is_there_is_used(run: Run) -> None:
     assert not changes
     next((run.path / "effects").glob("*.safetensors")).unlink()
     assert search(run, model, pictures(300), automatic).settings.sweep == "screened"
+
+
+def test_an_exact_search_of_other_threads_and_processes_is_used(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Threads change the last bits of styles: those of the search that is there are found again."""
+    model, threads = problems.tiny_model(), torch.get_num_threads()
+
+    def rounded(*arguments: Any) -> Discovery:
+        found = discover(*arguments)
+        styles = found.styles * (1 + 1e-6 * torch.get_num_threads())
+        return replace(found, styles=styles, space=StyleSpace.from_styles(found.space.layout, styles))
+
+    monkeypatch.setattr(search_module, "discover", rounded)
+    monkeypatch.setattr(search_module, "FEWEST_IMAGES", 20)
+    automatic = SETTINGS.model_copy(update={"sweep": "auto", "images_per_class": 12})
+    exact = automatic.model_copy(update={"sweep": "exact"})
+    try:
+        torch.set_num_threads(2)
+        search(run, model, pictures(300), exact)
+        record = Record(run.path / "effects")
+        record.write(record.read() | {"processes": 8})
+        torch.set_num_threads(1)
+        changes: list[int] = []
+        for settings in (automatic, exact):
+            found = search(run, model, pictures(300), settings, on_changes=changes.append)
+            assert found.settings.sweep == "exact"
+        assert not changes
+        assert "going on with 2 CPU threads" in caplog.text
+        assert "removed" not in caplog.text
+        search(run, model, pictures(300), exact.model_copy(update={"images_per_class": 2}))
+        assert "of another search (other images, weights or settings), removed" in caplog.text
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_labels_that_do_not_exclude_each_other_are_screened_only_with_a_stage_to_judge_by() -> None:
+    """Stages begin with images with and without every label: of ten labels, 160 images are one stage."""
+    settings = SETTINGS.model_copy(update={"sweep": "auto"})
+    logits = torch.randn(150, 10, generator=torch.Generator().manual_seed(0))
+    assert len(stages(logits.numpy(), "sigmoid", 0).ends) == 1
+    assert _resolved(settings, logits, False, "sigmoid").sweep == "exact"
+    assert _resolved(settings, logits, False, "softmax").sweep == "screened"
 
 
 def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:

@@ -92,9 +92,10 @@ def test_processes_decide_alike(exchanges: tuple[Said, Said]) -> None:
 def test_the_others_wait_while_the_first_works(exchanges: tuple[Said, Said]) -> None:
     """Also for longer than an exchange may take, but not for one that failed."""
     first, second = (found["from first"] for found in exchanges)
-    assert first == ["by 0", [0], "no images"]
-    assert second[:2] == ["by 0", []]
-    assert "did not answer" in second[2]
+    shared = [["by 0", "by 1"], [0, 1]]  # the second one at once
+    assert first == ["by 0", [0], shared, "no images"]
+    assert second[:3] == ["by 0", [], shared]
+    assert "did not answer" in second[3]
 
 
 def test_the_first_process_alone_writes(exchanges: tuple[Said, Said]) -> None:

@@ -143,6 +143,33 @@ class World:
                 pass
         return self.share(found)[0][0]
 
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """Do `work` in every process, each its own; what each returned, as `share` gives it.
+
+        Those that are done sooner wait for as long as the others take, not just for TIMEOUT. `work` must not
+        exchange anything itself. Where it raises, the others take that process for ended.
+        """
+        if self.size == 1:
+            return [work()]
+        done = threading.Event()
+        failed: list[RunError] = []
+
+        def beat() -> None:
+            try:
+                while self.any(not done.wait(BEAT_SECONDS)):  # until no process is at work
+                    pass
+            except RunError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=beat, name="stylex-together", daemon=True)
+        thread.start()
+        found = work()
+        done.set()
+        thread.join()
+        if failed:
+            raise failed[0]
+        return self.share(found)
+
     @contextmanager
     def _alive(self) -> Iterator[None]:
         """Signs of life for those who wait in `from_first`, by a thread: the work need not think of them."""

@@ -85,8 +85,8 @@ def choose_batch(
 
     Args:
         styles: [N, T]; the first one is used.
-        memory: bytes that the sweep may take above what the process holds; by default half of what this
-            machine has free, shared among `processes`.
+        memory: bytes that the sweeps of all `processes` on this machine may take above what they hold; by
+            default half of what it has free.
 
     Raises:
         ConfigError: not even the smallest batch fits into `memory`.
@@ -94,10 +94,9 @@ def choose_batch(
     device = model.hardware.device
     if not isinstance(model.generator.synthesis, Synthesis) or not len(styles):
         return BatchChoice(BATCH_SIZE, "not probed")
-    limit = memory
-    if limit is None:
-        free = available_memory(device)
-        limit = None if free is None else int(free * SAFE_SHARE / processes)
+    free = available_memory(device)
+    whole = memory if memory is not None else None if free is None else int(free * SAFE_SHARE)
+    limit = None if whole is None else whole // processes
     style = styles[:1].to(device)
     window, moves = _first_changes(space, style, shift)
     if not bool(moves.any()):

@@ -161,10 +161,11 @@ class ChangedLayer:
         dtype = features.dtype
         self._convolved = module.convolve(features * style.to(dtype)[:, :, None, None])
         shift = module.bias[None, :, None, None]
-        if noise is not None:
-            shift = shift + noise * module.noise_strength
+        if noise is not None:  # a map of every channel: laid out as the features, which follow it
+            shift = (shift + noise * module.noise_strength).contiguous(memory_format=torch.channels_last)
         self._shift = (shift * SQRT2).to(dtype)
-        self._energy = energy(module.weight.double())  # [O, C]
+        self._exact = torch.device("cpu") if style.device.type == "mps" else style.device  # has float64
+        self._energy = energy(module.weight.to(self._exact, torch.float64))  # [O, C]
 
     def __call__(self, channels: Tensor, values: Tensor) -> SynthesisState:
         """The state behind the layer for N changes: style `channels` [N] set to `values` [N], one in each.
@@ -172,15 +173,16 @@ class ChangedLayer:
         σ² of output channel o changes by (s'² − s²) · Σ W_oc², in float64: a style that dominates σ² and
         goes to zero must not leave rounding errors behind.
         """
-        before = self._style[channels].double()
-        after = values.double()
-        variance = F.linear(self._style.double().square()[None], self._energy)
-        variance = variance + (after.square() - before.square())[:, None] * self._energy.T[channels]
-        scale = torch.rsqrt(variance.clamp(min=0) + self._module.epsilon) * SQRT2  # [N, O]
-        dtype = self._convolved.dtype
-        features = torch.addcmul(self._shift, self._convolved, scale.to(dtype)[:, :, None, None])
-        amount = (after - before)[:, None] * scale
-        self._add_contributions(features, channels, amount.float())
+        style, after = (numbers.to(self._exact, torch.float64) for numbers in (self._style, values))
+        moved = channels.to(self._exact)
+        before = style[moved]
+        variance = F.linear(style.square()[None], self._energy)
+        variance = variance + (after.square() - before.square())[:, None] * self._energy.T[moved]
+        exact_scale = torch.rsqrt(variance.clamp(min=0) + self._module.epsilon) * SQRT2  # [N, O]
+        amount = ((after - before)[:, None] * exact_scale).float().to(values.device)
+        scale = exact_scale.to(self._convolved.dtype).to(values.device)
+        features = torch.addcmul(self._shift, self._convolved, scale[:, :, None, None])
+        self._add_contributions(features, channels, amount)
         return SynthesisState(self._state.layer + 1, F.leaky_relu_(features, SLOPE), self._state.image)
 
     def _add_contributions(self, features: Tensor, channels: Tensor, amount: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,6 +15,8 @@ from stylex.attfind.sweep import OnChanges, sweep
 from stylex.model import Model
 from stylex.parallel import ALONE, World
 from stylex.stylespace import StyleSpace
+
+log = logging.getLogger("stylex")
 
 OnProgress = Callable[[int, int], None]
 """Called with images done and images in all."""
@@ -71,21 +74,16 @@ def measure(
         if on_changes is not None and world.first:
             on_changes(changes * world.size)
 
+    def own(turn: Sequence[int]) -> Tensor | None:
+        if world.rank >= len(turn):
+            return None
+        image = turn[world.rank]
+        style = styles[image : image + 1]
+        return sweep(model, space, style, shift=shift, batch_size=batch, on_changes=count, wanted=wanted)
+
     for first in range(0, len(pending), world.size):
         turn = pending[first : first + world.size]
-        own: Tensor | None = None
-        if world.rank < len(turn):
-            image = turn[world.rank]
-            own = sweep(
-                model,
-                space,
-                styles[image : image + 1],
-                shift=shift,
-                batch_size=batch,
-                on_changes=count,
-                wanted=wanted,
-            )
-        found = world.share(own)
+        found = world.together(partial(own, turn))
         if not world.first:
             continue
         for image, logits in zip(turn, found, strict=False):
@@ -123,6 +121,8 @@ def _batch(
         choice = BatchChoice(asked, "asked for")
     elif isinstance(known, int) and known > 0:
         choice = BatchChoice(known, "recorded")
+        if memory is not None:
+            log.warning("going on with batches of %d, as this sweep began: --memory chooses none", known)
     else:
         choice = choose_batch(model, space, styles, shift, memory=memory, processes=processes_here)
     if choice.reason != "recorded":

@@ -19,12 +19,13 @@ from torch import Tensor
 from stylex.attfind.attributes import Findings, find_attributes, in_class, sought
 from stylex.attfind.class_effects import class_effects
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
+from stylex.attfind.effects import Activation
 from stylex.attfind.likeness import mark_repeats
 from stylex.attfind.measuring import OnProgress, measure
 from stylex.attfind.names import with_names_of
 from stylex.attfind.pairs import find_pairs, save_pairs
 from stylex.attfind.screened_sweep import screened_sweep
-from stylex.attfind.screening import FEWEST_IMAGES, FIRST_IMAGES
+from stylex.attfind.screening import FEWEST_IMAGES, stages
 from stylex.attfind.shards import Record, Shards
 from stylex.attfind.sweep import OnChanges
 from stylex.config import AttFindSettings
@@ -242,7 +243,7 @@ def _asked(
     folder: Path, model: Model, found: Discovery, settings: AttFindSettings, one_vs_one: bool
 ) -> AttFindSettings:
     """As `_resolved`; exact also where an exact sweep has been done, since nothing is left to spare."""
-    asked = _resolved(settings, found.logits, one_vs_one)
+    asked = _resolved(settings, found.logits, one_vs_one, model.classifier.activation)
     if (settings.sweep, asked.sweep) == ("auto", "screened"):
         everything = asked.model_copy(update={"sweep": "exact"})
         if _measured(folder, _key(model, found, everything), found, everything) is not None:
@@ -250,7 +251,9 @@ def _asked(
     return asked
 
 
-def _resolved(settings: AttFindSettings, logits: Tensor, one_vs_one: bool) -> AttFindSettings:
+def _resolved(
+    settings: AttFindSettings, logits: Tensor, one_vs_one: bool, activation: Activation
+) -> AttFindSettings:
     """Settings that say how the sweep is done: exact, or screened where that was asked for or is worth it.
 
     Exact also where there are so few images that the first stage has them all.
@@ -263,7 +266,7 @@ def _resolved(settings: AttFindSettings, logits: Tensor, one_vs_one: bool) -> At
         everything = "the discriminator's filter"
     if settings.sweep == "screened" and everything is not None:
         raise DataError(f"{everything} needs the effects of all coordinates: search with --exact")
-    few = len(logits) <= FIRST_IMAGES * logits.shape[1]
+    few = len(stages(logits.numpy(), activation, 0).ends) == 1
     if settings.sweep == "auto":
         few = few or everything is not None or len(logits) <= FEWEST_IMAGES
     screened = settings.sweep != "exact" and not few
@@ -317,23 +320,18 @@ def _discovered(
 ) -> Discovery:
     """What the first process discovers, in all; with the CPU threads of the sweep that is to go on.
 
-    Threads decide the last bits of styles and effects. If these are another sweep's with the present threads,
-    they are tried with the recorded ones.
+    Threads decide the last bits of styles and effects. If these are another sweep's with the present threads
+    (of another number of processes, say), they are tried with the recorded ones.
     """
 
     def here() -> Discovery:
         found = discover(model, images, settings, run.config.seed)
         record = Record(run.path / "effects").read()
         threads, now = record.get("threads"), torch.get_num_threads()
-        if (
-            isinstance(threads, int)
-            and 0 < threads != now
-            and record.get("processes") == world.size
-            and model.hardware.device.type == "cpu"
-        ):
+        if isinstance(threads, int) and 0 < threads != now and model.hardware.device.type == "cpu":
             torch.set_num_threads(threads)
             again = discover(model, images, settings, run.config.seed)
-            if record.get("key") == _key(model, again, _resolved(settings, again.logits, one_vs_one)):
+            if record.get("key") in _keys(model, again, settings, one_vs_one):
                 logger.warning("going on with %d CPU threads, as this search began", threads)
                 return again
             torch.set_num_threads(now)
@@ -480,6 +478,13 @@ def _measured(folder: Path, key: str, found: Discovery, settings: AttFindSetting
         return None
     shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
     return shards if all(shards.file(number).exists() for number in range(len(shards))) else None
+
+
+def _keys(model: Model, found: Discovery, settings: AttFindSettings, one_vs_one: bool) -> set[str]:
+    """Of the sweeps that a search with these settings goes on with: the one asked for, and an exact one."""
+    asked = _resolved(settings, found.logits, one_vs_one, model.classifier.activation)
+    more = [asked.model_copy(update={"sweep": "exact"})] if settings.sweep == "auto" else []
+    return {_key(model, found, each) for each in (asked, *more)}
 
 
 def _key(model: Model, found: Discovery, settings: AttFindSettings, precision: str | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 from stylex.attfind.screening import Stages
 from stylex.errors import CheckpointError, RunError
 from stylex.run import read_json, read_tensors, remove_partial_files, write_json, write_tensors
+
+log = logging.getLogger("stylex")
 
 SHARD_IMAGES = 4
 """Images whose effects are written at once; what a killed search loses at most."""
@@ -132,6 +135,8 @@ class Shards:
     def begin(self) -> None:
         """Remove what another sweep left, the first time; what its record calls this one's stays."""
         if not self._begun and Record(self.folder).read().get("key") != self.key and self.folder.exists():
+            if any(self.folder.glob("*.safetensors")):
+                log.warning("%s: of another search (other images, weights or settings), removed", self.folder)
             shutil.rmtree(self.folder)
         self._begun = True
 
