@@ -26,8 +26,6 @@ from stylex.errors import ConfigError, DataError
 from stylex.run import Run
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stylex.data import ImageSet
     from stylex.explainer import Explainer
     from stylex.questions.coverage import Coverage
@@ -38,7 +36,7 @@ app = typer.Typer(
 )
 
 MOST_EXAMPLES = 100
-"""Examples with a value, and as many without, that are taken from a column."""
+"""Examples with a value, and as many without, that are drawn from a column."""
 
 
 @app.callback()
@@ -82,19 +80,18 @@ def use(
     dataset = load_images(run, data, labelled=column is not None)
     if column is not None:
         wanted = value or concept
-        examples, has = _from_column(dataset.discovery, column, wanted, source)
+        examples, has = _from_column(dataset.discovery, column, wanted, source, run.config.seed)
         labels = examples.labels
         if adjust:
             held = columns_of({name: each for name, each in examples.factors.items() if name != column})
-        pictures = examples.batch(slice(None))
-        test = dataset.test.select(
-            [i for i, each in enumerate(dataset.test.factors[column]) if each != wanted][:images]
-        )
+        lacking = [i for i, each in enumerate(dataset.test.factors[column]) if each != wanted]
+        candidates = dataset.test.select(lacking)
     else:
         assert with_ is not None
         assert without is not None
-        pictures, has = _from_folders(with_, without, run.config.resolution)
-        test = dataset.test.select(range(min(images, len(dataset.test))))
+        examples, has = _from_folders(with_, without, run.config.resolution)
+        candidates = dataset.test
+    test = _others(candidates, examples, images, run.config.seed)
     targets = [towards] if towards else list(explainer.class_names)
     if towards is None and len(targets) == 2:
         targets = targets[:1]  # of two classes one is the other's negative
@@ -105,7 +102,7 @@ def use(
             verdicts.append(
                 does_it_use(
                     explainer.model,
-                    pictures,
+                    examples.batch(slice(None)),
                     has,
                     test.batch(slice(None)),
                     concept,
@@ -233,31 +230,38 @@ def versions(
 
 
 def _from_column(
-    images: ImageSet, column: str, value: str, source: str
+    images: ImageSet, column: str, value: str, source: str, seed: int
 ) -> tuple[ImageSet, npt.NDArray[np.bool_]]:
-    """At most MOST_EXAMPLES images with the value of a column, and as many with another."""
+    """At most MOST_EXAMPLES images with the value of a column, and as many of each class with another."""
+    from stylex.questions.examples import matched
+    from stylex.questions.hypothesis import LEAST_EXAMPLES
+
     if column not in images.factors:
         raise DataError(
             f"{source}: no column '{column}'; there are {', '.join(images.factors) or 'no columns'}"
         )
     cells = np.asarray(images.factors[column])
-    rows = [np.flatnonzero(cells == value)[:MOST_EXAMPLES], np.flatnonzero((cells != value) & (cells != ""))]
-    if not len(rows[0]):
+    if not (cells == value).any():
         known = ", ".join(sorted(set(cells.tolist())))
         raise DataError(f"{source}: no discovery image has '{value}' under '{column}'; there are {known}")
-    rows[1] = rows[1][:MOST_EXAMPLES]
-    has = np.zeros(len(rows[0]) + len(rows[1]), np.bool_)
+    filled = np.flatnonzero(cells != "")
+    labels = None if images.labels is None else images.labels[filled]
+    rows = matched(cells[filled] == value, MOST_EXAMPLES, seed, labels)
+    if len(rows[0]) < LEAST_EXAMPLES:
+        raise DataError(
+            f"{source}: {len(rows[0])} discovery images with '{value}' under '{column}' have one without it "
+            f"in their class to be compared with; at least {LEAST_EXAMPLES} are needed"
+        )
+    has = np.zeros(2 * len(rows[0]), np.bool_)
     has[: len(rows[0])] = True
-    return images.select(np.concatenate(rows)), has
+    return images.select(filled[np.concatenate(rows)]), has
 
 
-def _from_folders(with_: Path, without: Path, size: int) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-    """All images of two folders as [M, 3, size, size], and which of them are of the first."""
-    import torch
+def _from_folders(with_: Path, without: Path, size: int) -> tuple[ImageSet, npt.NDArray[np.bool_]]:
+    """All images of two folders, without labels, and which of them are of the first."""
+    from stylex.data import ImageSet, decode_image
 
-    from stylex.data import decode_image
-
-    pictures: list[npt.NDArray[np.uint8]] = []
+    found: list[Path] = []
     counts = []
     for folder in (with_, without):
         if not folder.is_dir():
@@ -265,11 +269,23 @@ def _from_folders(with_: Path, without: Path, size: int) -> tuple[Tensor, npt.ND
         files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
         if not files:
             raise DataError(f"{folder}: holds no examples")
-        pictures += [decode_image(file, size) for file in files]
+        found += files
         counts.append(len(files))
-    stacked = np.stack(pictures).astype(np.float32) / 127.5 - 1
-    has = np.arange(len(pictures)) < counts[0]
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2), has
+    pictures = np.stack([decode_image(file, size) for file in found])
+    has = np.arange(len(found)) < counts[0]
+    return ImageSet(pictures, tuple(map(str, found)), None, None, {}), has
+
+
+def _others(candidates: ImageSet, examples: ImageSet, most: int, seed: int) -> ImageSet:
+    """At most `most` test images that are no examples, as many of each class as far as labels are known."""
+    from stylex.questions.examples import none_of, spread
+
+    kept = candidates.select(none_of(candidates.images, examples.images))
+    if len(candidates) and not len(kept):
+        raise DataError("all test images are among the examples; give other examples, or other images")
+    if len(kept) < len(candidates):
+        note(f"{len(candidates) - len(kept)} test images are among the examples and are left out")
+    return kept.select(spread(len(kept), most, seed, kept.labels))
 
 
 def _coverage(explainer: Explainer, images: ImageSet, labels: Sequence[str]) -> tuple[Coverage, ...]:
