@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ def linear_model(classifier: Classifier | None = None, batch_size: int = 4) -> M
     )
     parts: Any = (LinearGenerator(), LinearEncoder(), None, None)
     return Model(*parts, classifier or two_classes(), recipe, training_problems.HARDWARE, 1, batch_size)
+
+
+def wide_model(weights: Sequence[float], batch_size: int = 64) -> Model:
+    """As `linear_model` with up to 48 styles, all searchable; log-odds of "yes" = weights · styles."""
+    count = len(weights)
+
+    class Synthesis(LinearSynthesis):
+        layout = (StyleLayer("4px.conv1", "conv", 4, 0, count, 0),)
+
+    class Encoder(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :count] / SCALE
+
+    model = linear_model(
+        linear_classifier([[-w / 2, w / 2] for w in weights], [0, 0], ("no", "yes")), batch_size
+    )
+    model.generator.synthesis = Synthesis()
+    return replace(model, encoder=Encoder())
 
 
 def unit_space(low: float = -1.0, high: float = 1.0) -> StyleSpace:

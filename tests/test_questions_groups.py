@@ -82,6 +82,56 @@ def test_groups_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert content[0]["attributes"]["yes"][0].keys() >= {"effect", "elsewhere", "differs", "interval"}
 
 
+LABELS = ["a"] * 20 + ["b"] * 21
+
+
+def forty() -> Any:
+    """Forty images of class "no" that are all the same, and one of class "yes"."""
+    return explainer([*[[0, 0, 0, -0.5, 0, 0]] * 40, [0, 0, 0, 0.5, 0, 0]])
+
+
+def measure_noise(
+    given: Any, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch, shift: float = 0.0
+) -> None:
+    """Let the effects of all twelve changes be noise; one does `shift` more in the first twenty images."""
+    before = given.discovery.logits.numpy()
+    after = np.repeat(np.repeat(before[:, None, None], 2, axis=1), 6, axis=2)
+    effects = random.normal(0.5, 1, (len(before), 2, 6))
+    effects[:20, 1, 2] += shift
+    after[..., 1] += effects
+    monkeypatch.setattr(questions, "load_logits", lambda *_: after.astype(np.float32))
+
+
+def test_groups_that_do_not_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of questions about groups that are alike at most about one in twenty names a difference."""
+    random, given = np.random.default_rng(0), forty()
+    monkeypatch.setattr(questions, "bootstrap", lambda values, *_, **__: None)  # takes the most time
+    false = 0
+    for seed in range(100):
+        measure_noise(given, random, monkeypatch)
+        found = explain_groups(given, LABELS, count=3, seed=seed)
+        entries = [entry for group in found for entry in group.attributes["yes"]]
+        assert len(entries) == 6
+        false += any(entry.p <= 0.05 for entry in entries)
+    assert false <= 11  # 5 expected; more than 11 in 1 of 200 honest cases
+
+
+def test_a_difference_between_noisy_groups_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = forty()
+    measure_noise(given, np.random.default_rng(1), monkeypatch, 2.5)
+    found = explain_groups(given, LABELS, count=3)
+    (chosen,) = (entry for entry in found[0].attributes["yes"] if entry.attribute.change == (1, 2))
+    assert chosen.p < 0.01
+    # The half that chose it is not the one that is reported, and the same seed gives the same halves.
+    assert (chosen.attribute.images, chosen.effect.n) == (10, 10)
+    assert chosen.attribute.effect != pytest.approx(chosen.effect.estimate, abs=1e-6)
+    assert explain_groups(given, LABELS, count=3) == found
+    odd = np.ones(9, np.bool_)
+    first, second = questions._halves(odd, np.random.default_rng(0))
+    assert (len(first), len(second)) == (4, 5)
+    assert sorted([*first, *second]) == list(range(9))
+
+
 def test_bad_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, labels = two_kinds(6)
     given = explainer([*rows, [0] * 3 + [0.5, 0, 0]], monkeypatch)

@@ -26,16 +26,18 @@ COUNT = 5
 
 SIGNIFICANCE = 0.05
 
+_LEAST_HALVED = 4  # each half has two images, fewer have no interval
+
 
 @dataclass(frozen=True)
 class GroupAttribute:
     """An attribute found in one group, beside what it does in the other images.
 
     Attributes:
-        attribute: as AttFind selects it on the images of the group alone.
-        effect: mean change of the target's log-odds in the group.
+        attribute: as AttFind selects it on one half of the group's images, with its figures there.
+        effect: mean change of the target's log-odds in the other half, which did not choose it.
         elsewhere: mean effect of the same change in the other images; None where there are none.
-        difference: (estimate, low, high) of the two (Welch, 95 %); None of fewer than two images on a side.
+        difference: (estimate, low, high) of those two (Welch, 95 %); None of fewer than two images on a side.
         p: of no difference, adjusted over all attributes asked about (Holm).
     """
 
@@ -97,10 +99,15 @@ def explain_groups(
 ) -> tuple[GroupFinding, ...]:
     """Select attributes anew on the discovery images of every group, from the effects measured already.
 
+    One half of a group's images outside the class, drawn at random, selects; the other half is compared with
+    the images elsewhere. What was selected for being large in some images is large in them by luck too, so
+    that in the very same images it would differ from elsewhere where groups do not differ at all.
+
     Args:
         groups: which group each discovery image of the run belongs to, in its order.
         covered: coverage of the groups' test images.
-        least: images outside a class that a group must have for attributes towards it.
+        least: images outside a class that a group must have for attributes towards it, at least four.
+        seed: of the halves, and of the intervals.
 
     Raises:
         DataError: not one group an image, one group only, or no group with enough images.
@@ -122,19 +129,22 @@ def explain_groups(
     known = {entry.group: entry for entry in covered}
     raw: list[tuple[str, str, Attribute, npt.NDArray[Any], npt.NDArray[Any]]] = []
     missing: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
+    random = np.random.default_rng(seed)
     for kind in kinds:
         own = labels == kind
         for target, name in enumerate(model.class_names):
             outside = ~in_class(before, target, activation)
             number = int((own & outside).sum())
-            if number < least:
-                missing[kind][name] = f"{number} discovery images are outside '{name}', {least} are needed"
+            if number < max(least, _LEAST_HALVED):
+                missing[kind][name] = (
+                    f"{number} discovery images are outside '{name}', {max(least, _LEAST_HALVED)} are needed"
+                )
                 continue
-            rows = own & outside
-            found = _towards(before[rows], after[rows], explainer, settings, name)
+            selecting, testing = _halves(own & outside, random)
+            found = _towards(before[selecting], after[selecting], explainer, settings, name)
             for entry in found:
                 values = effects[:, entry.direction, entry.coordinate, target].astype(np.float64)
-                raw.append((kind, name, entry, values[rows], values[outside & ~own]))
+                raw.append((kind, name, entry, values[testing], values[outside & ~own]))
     if not raw:
         reasons = "; ".join(f"{kind}: {next(iter(why.values()))}" for kind, why in missing.items() if why)
         raise DataError(f"no group has enough discovery images ({reasons}); search more images")
@@ -206,6 +216,15 @@ def right_or_wrong(classifier: Classifier, images: ImageSet, source: str, batch_
             right = classifier.class_names[answer] == images.class_names[int(label)]
             found.append("right" if right else "wrong")
     return found
+
+
+def _halves(
+    rows: npt.NDArray[np.bool_], random: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The positions of the marked images in two random halves; of an odd number the second has one more."""
+    shuffled = random.permutation(np.flatnonzero(rows).astype(np.int64))
+    middle = len(shuffled) // 2
+    return np.sort(shuffled[:middle]), np.sort(shuffled[middle:])
 
 
 def _towards(

@@ -1,8 +1,8 @@
 """Does the classifier use glasses? A named hypothesis, tested on the generator with examples of the concept.
 
 Examples with and without the concept are encoded; what sets them apart in style, other things held equal, is
-added to test images, and the change of the classifier's output is read. The same with the labels of the
-examples shuffled says what to expect where there is no concept.
+added to test images, and the change of the classifier's output is read. Directions as long and of as many
+coordinates, from examples whose labels are shuffled, say what any change of that size does.
 """
 
 from __future__ import annotations
@@ -39,6 +39,15 @@ IMAGES = 32
 VISIBLE = 0.3
 """Share of the added difference that must be found again when the edited images are encoded."""
 
+LEAST_CHANGE = 0.1
+"""Change of the log-odds, about a tenth of the odds, below which nothing counts as use."""
+
+LEAST_SHARE = 0.1
+"""Share of the way to the boundary (mean |log-odds| of the test images) below which nothing counts either.
+
+In the same spirit a factor counts as relied on from a tenth of the strongest (`evaluation.reliance`).
+"""
+
 SIGNIFICANCE, POWER = 0.05, 0.8
 
 _CERTAIN = 2.5  # standard errors from 0 at which a coordinate takes part
@@ -52,12 +61,16 @@ class Verdict:
 
     Attributes:
         concept, target: what was asked.
-        answer: "yes"; "no evidence", which says that an effect as large as `detectable` would most likely
-            have been found; or "cannot tell", where the generator does not draw the concept.
+        answer: "yes", where p is at most 0.05 and the whole interval lies beyond `least`; "no evidence",
+            which says that an effect as large as `detectable` would most likely have been found; or "cannot
+            tell", where the generator does not draw the concept.
         effect: mean change of the target's log-odds when the concept is added; interval by bootstrap over
             examples and test images.
-        p: of an effect this large where the labels of the examples mean nothing (permutation test).
-        detectable: the effect that would be found in four of five cases (5 % level, two-sided).
+        p: share of other directions that change the log-odds as much or more; they are as long, of as many
+            coordinates, and come from the same examples with the concept shuffled within classes.
+        least: the change that counts as use, see LEAST_CHANGE and LEAST_SHARE. A generator draws little
+            without some other thing beside it, so that a small effect may be that thing's.
+        detectable: the effect to which the answer would be "yes" in four of five cases.
         flips: shares of test images that adding it sends (to the target, away from it).
         visible: share of the added difference that the encoder finds again in the edited images.
         association: difference of the target's log-odds between the examples with and without, other things
@@ -70,6 +83,7 @@ class Verdict:
     answer: Answer
     effect: Interval
     p: float
+    least: float
     detectable: float
     flips: tuple[float, float]
     visible: float
@@ -90,11 +104,9 @@ class Verdict:
                 f"cannot tell: of the difference that makes {self.concept}, only {self.visible:.0%} shows in "
                 "the images that the generator draws"
             )
-        if self.answer == "yes":
-            return f"yes: {shown}"
         return (
-            f"no evidence: {shown}; an effect of {self.detectable:.2f} or more would have been found in "
-            "four of five cases"
+            f"{self.answer}: {shown}; less than {self.least:.2f} does not count as use, and an effect of "
+            f"{self.detectable:.2f} or more would have been found in four of five cases"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +119,7 @@ class Verdict:
             "sentence": self.sentence,
             "effect": self.effect.to_json(),
             "p": self.p,
+            "least": self.least,
             "detectable": self.detectable,
             "flips": {"to": self.flips[0], "away": self.flips[1]},
             "visible": self.visible,
@@ -143,6 +156,10 @@ def does_it_use(
             from the concept where the concept is used, the effect then comes out too small, if anything.
         covariates: [M, C], what else to hold equal.
         draws: resamples for the interval, and shuffles for p.
+
+    That p compares with directions of equal length is what tells use from chance. A concept that can be drawn
+    makes a long direction, and along a long direction every classifier answers a little differently; the
+    short ones of shuffled labels would find each such concept significant.
 
     Raises:
         DataError: fewer than LEAST_EXAMPLES with or without, no test images, or a concept that the covariates
@@ -190,7 +207,7 @@ def does_it_use(
             found = effects(concept_direction(styles[rows], has[rows], held[rows]))
             resampled.append(float(found[random.integers(0, len(found), len(found))].mean()))
         with suppress(DataError):
-            shuffled.append(float(effects(concept_direction(styles, anew, held)).mean()))
+            shuffled.append(float(effects(_as_long(styles, anew, held, direction)).mean()))
         if on_progress is not None:
             on_progress(number + 1, draws)
     if min(len(resampled), len(shuffled)) < draws / 2:
@@ -198,13 +215,15 @@ def does_it_use(
     low, high = np.quantile(resampled, [0.025, 0.975])
     mean = float(observed.mean())
     p = (1 + int((np.abs(shuffled) >= abs(mean)).sum())) / (1 + len(shuffled))
-    spread = max(float(np.std(shuffled, ddof=1)), float(np.std(resampled, ddof=1)))
+    least = max(LEAST_CHANGE, LEAST_SHARE * float(np.abs(odds).mean()))
+    spread = float(np.std(resampled, ddof=1))
+    usual = float(np.quantile(np.abs(shuffled), 1 - SIGNIFICANCE))  # what p asks to exceed
     visible = _visible(model, base, drawn, direction)
     inside, now = (in_class_matrix(each, activation)[:, index] > 0 for each in (before, after))
     answer: Answer = "no evidence"
     if visible < VISIBLE:
         answer = "cannot tell"
-    elif p <= SIGNIFICANCE and (low > 0 or high < 0):
+    elif p <= SIGNIFICANCE and (low > least or high < -least):
         answer = "yes"
     known = log_odds(answers, activation)[:, index]
     return Verdict(
@@ -213,7 +232,8 @@ def does_it_use(
         answer,
         Interval(mean, float(low), float(high), len(images), 0.95, "percentile"),
         p,
-        detectable_effect(spread),
+        least,
+        max(least + detectable_effect(spread), usual + float(stats.norm.ppf(POWER)) * spread),
         (_share(now[~inside]), _share(~now[inside])),
         visible,
         welch(known[has], known[~has]),
@@ -223,12 +243,15 @@ def does_it_use(
     )
 
 
-def concept_direction(styles: FloatArray, has: npt.NDArray[np.bool_], held: FloatArray) -> FloatArray:
+def concept_direction(
+    styles: FloatArray, has: npt.NDArray[np.bool_], held: FloatArray, most: int | None = None
+) -> FloatArray:
     """What sets styles [M, T] with a concept apart from those without, other things held equal: [T].
 
     The least-squares coefficient of the concept beside the columns of `held` [M, C] (which span the
     constant), coordinate by coordinate; 0 where it is less than 2.5 standard errors from 0, so that most
-    coordinates that differ by luck stay out.
+    coordinates that differ by luck stay out. With `most` so many coordinates stay instead, those with the
+    most standard errors.
 
     Raises:
         DataError: what is held equal gives the concept away already.
@@ -245,8 +268,13 @@ def concept_direction(styles: FloatArray, has: npt.NDArray[np.bool_], held: Floa
     residual = styles - held @ np.linalg.lstsq(held, styles, rcond=None)[0] - rest[:, None] * found
     freedom = max(1, len(label) - np.linalg.matrix_rank(held) - 1)
     error = np.sqrt((residual**2).sum(axis=0) / freedom / power)
-    kept: FloatArray = np.where(np.abs(found) >= _CERTAIN * error, found, 0.0)
-    return kept
+    if most is None:
+        kept = np.abs(found) >= _CERTAIN * error
+    else:
+        certain = np.divide(np.abs(found), error, out=np.zeros_like(found), where=error > 0)
+        kept = np.zeros(len(found), np.bool_)
+        kept[np.argsort(-certain, kind="stable")[:most]] = True
+    return np.where(kept, found, 0.0)
 
 
 def detectable_effect(
@@ -314,6 +342,16 @@ def _shuffle(
         members = np.flatnonzero(places == stratum)
         found[members] = random.permutation(found[members])
     return found
+
+
+def _as_long(
+    styles: FloatArray, has: npt.NDArray[np.bool_], held: FloatArray, direction: FloatArray
+) -> FloatArray:
+    """What sets `has` apart, in as many coordinates as `direction` and of its (Euclidean) length: [T]."""
+    found = concept_direction(styles, has, held, int(np.count_nonzero(direction)))
+    length = float(np.linalg.norm(found))
+    scaled: FloatArray = found * (float(np.linalg.norm(direction)) / length) if length else found
+    return scaled
 
 
 def _visible(model: Model, base: Tensor, drawn: Tensor, direction: FloatArray) -> float:
