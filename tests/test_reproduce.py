@@ -143,14 +143,20 @@ def curve(
     }
 
 
-def figures(**shares: float | None) -> dict[str, Any]:
+def figures(confirmed: float | None = 0.9, **shares: float | None) -> dict[str, Any]:
     names = {"attfind": "AttFind", "wu": "Wu et al."}
     return {
+        "class_names": ["cat", "dog"],
         "figures": [
-            {"method": names[name], "interval": {"estimate": share, "n": 1000}}
+            {
+                "method": names[name],
+                "interval": {"estimate": share, "n": 1000},
+                "by_class": [share, None],
+                "confirmed": None if confirmed is None else {"share": confirmed},
+            }
             for name, share in shares.items()
             if share is not None
-        ]
+        ],
     }
 
 
@@ -161,7 +167,8 @@ def test_verdicts() -> None:
     chance = curve("random", 0.05, 0.01, 0.1)
     assert attributes([curve("AttFind", 0.9, 0.8, 0.95, 0.9), chance]).word == "supported"
     assert attributes([curve("AttFind", 0.9, 0.8, 0.95, 0.3), chance]).word == "not supported"
-    assert attributes([curve("AttFind", 0.15, 0.08, 0.2), chance]).word == "undecided"
+    assert attributes([curve("AttFind", 0.9, 0.8, 0.95), chance]).word == "undecided"  # nobody has judged
+    assert attributes([curve("AttFind", 0.15, 0.08, 0.2, 0.9), chance]).word == "undecided"
     assert attributes([curve("AttFind", 0.02, 0.0, 0.09), chance]).word == "not supported"
     with pytest.raises(DataError, match="cannot be judged"):
         attributes([])
@@ -169,6 +176,18 @@ def test_verdicts() -> None:
     assert comparison(figures(attfind=0.1), figures(attfind=0.7, wu=0.2)).word == "not supported"
     assert comparison(figures(attfind=0.2), figures(attfind=0.7, wu=0.2)).word == "undecided"
     assert comparison(figures(attfind=0.2), figures(attfind=0.7, wu=None)).word == "undecided"
+
+
+def test_flips_that_are_not_confirmed_support_no_claim() -> None:
+    plain = figures(attfind=0.7, wu=0.2)
+    refuted = comparison(figures(attfind=1.0, confirmed=0.0), plain)
+    assert refuted.word == "not supported"
+    assert "0% of the flips confirmed" in refuted.evidence[0]
+    assert comparison(figures(attfind=1.0, confirmed=None), plain).word == "undecided"
+    assert comparison(figures(attfind=0.1, confirmed=None), plain).word == "not supported"
+    shown = comparison(figures(attfind=0.9), plain).evidence
+    assert "away from 'cat' 90.0%, away from 'dog' –" in shown[0]
+    assert "away from 'cat' 20.0%" in shown[1]
 
 
 def test_experiments() -> None:

@@ -17,6 +17,9 @@ KEPT = 0.9
 
 COORDINATES = 10
 
+CONFIRMED = 0.5
+"""Share of flips that an independent classifier must see too for claims 2 and 3."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -65,7 +68,7 @@ def reconstruction(agreement: dict[str, Any]) -> Verdict:
 
 def attributes(methods: list[dict[str, Any]]) -> Verdict:
     """Claim 2: supported where, towards every class, AttFind's interval lies above that of random coordinates
-    and most of its flips are confirmed.
+    and most of its flips are confirmed (undecided where no classifier has judged them).
 
     Raises:
         DataError: nothing was measured towards any class.
@@ -76,17 +79,14 @@ def attributes(methods: list[dict[str, Any]]) -> Verdict:
     evidence, words = [], []
     for target, found in by_target.items():
         ours, chance = (_point(found[name]) for name in ("AttFind", "random"))
-        better = ours["low"] > chance["high"]
-        worse = ours["high"] <= chance["high"]
         confirmed = ours["confirmed"]
-        doubted = confirmed is not None and confirmed < 0.5
-        refuted = worse or (better and doubted)
-        words.append("not supported" if refuted else "supported" if better else "undecided")
-        said = "" if confirmed is None else f", {confirmed:.0%} of the flips confirmed independently"
+        words.append(
+            _word(ours["low"] > chance["high"], worse=ours["high"] <= chance["high"], confirmed=confirmed)
+        )
         evidence.append(
             f"towards '{target}' the first {ours['k']} attributes flip {ours['rate']:.1%} "
             f"({ours['low']:.1%} to {ours['high']:.1%}), random coordinates {chance['rate']:.1%} "
-            f"(up to {chance['high']:.1%}){said}"
+            f"(up to {chance['high']:.1%}); {_judged(confirmed)}"
         )
     if not words:
         raise DataError("no test image is outside any class, so attributes cannot be judged")
@@ -101,38 +101,82 @@ def attributes(methods: list[dict[str, Any]]) -> Verdict:
 
 
 def comparison(stylex: dict[str, Any], stylegan2: dict[str, Any]) -> Verdict:
-    """Claim 3: supported where AttFind with StylEx flips more than Wu et al., the intervals apart."""
-    ours = _figure(stylex, "AttFind")
-    others = {
-        "Wu et al. with StyleGAN2": _figure(stylegan2, "Wu et al."),
-        "AttFind with StyleGAN2": _figure(stylegan2, "AttFind"),
+    """Claim 3: supported where AttFind with StylEx flips more than Wu et al., the intervals apart, and most of
+    its flips are confirmed (undecided where no classifier has judged them).
+
+    Args:
+        stylex, stylegan2: study.json of the two recipes.
+    """
+    found = {
+        "AttFind with StylEx": _Figure.of(stylex, "AttFind"),
+        "Wu et al. with StyleGAN2": _Figure.of(stylegan2, "Wu et al."),
+        "AttFind with StyleGAN2": _Figure.of(stylegan2, "AttFind"),
     }
-    evidence = [f"AttFind with StylEx flips {_shown(ours)} (protocol study, distinct images)"]
-    evidence += [
-        f"{name} flips {_shown(each)}" if each is not None else f"{name} could not be ranked"
-        for name, each in others.items()
+    evidence = [
+        f"{name} could not be ranked" if each is None else f"{name} flips {each.said()}"
+        for name, each in found.items()
     ]
-    wu = others["Wu et al. with StyleGAN2"]
+    ours, wu = found["AttFind with StylEx"], found["Wu et al. with StyleGAN2"]
     word: Word = "undecided"
     if ours is not None and wu is not None:
-        word = "supported" if ours.low > wu.high else "not supported" if ours.high < wu.low else "undecided"
+        one, other = ours.interval, wu.interval
+        word = _word(one.low > other.high, worse=one.high < other.low, confirmed=ours.confirmed)
     return Verdict(
-        "StylEx flips the classifier more often than the method of Wu et al.", word, tuple(evidence)
+        "StylEx flips the classifier more often than the method of Wu et al.",
+        word,
+        (*evidence, "intervals over distinct images (protocol study)"),
     )
 
 
-def _figure(result: dict[str, Any], method: str) -> Interval | None:
-    for each in result["figures"]:
-        if each["method"] == method:
-            interval = each["interval"]
-            return wilson(round(interval["estimate"] * interval["n"]), interval["n"])
-    return None
+@dataclass(frozen=True)
+class _Figure:
+    """One figure of a study.json.
+
+    `directions` is the share of flips away from each class, None where no image was of it; `confirmed` the
+    share of all flips that an independent classifier sees too, None where it could judge none.
+    """
+
+    interval: Interval
+    directions: dict[str, float | None]
+    confirmed: float | None
+
+    @classmethod
+    def of(cls, result: dict[str, Any], method: str) -> _Figure | None:
+        for each in result["figures"]:
+            if each["method"] == method:
+                whole, judged = each["interval"], each["confirmed"]
+                return cls(
+                    wilson(round(whole["estimate"] * whole["n"]), whole["n"]),
+                    dict(zip(result["class_names"], each["by_class"], strict=True)),
+                    None if judged is None else judged["share"],
+                )
+        return None
+
+    def said(self) -> str:
+        """The rate, both directions apart, and how much of it is confirmed."""
+        apart = ", ".join(
+            f"away from '{name}' {'–' if share is None else format(share, '.1%')}"
+            for name, share in self.directions.items()
+        )
+        whole = self.interval
+        return (
+            f"{whole.estimate:.1%} ({whole.low:.1%} to {whole.high:.1%}; {apart}); {_judged(self.confirmed)}"
+        )
 
 
-def _shown(interval: Interval | None) -> str:
-    if interval is None:
-        return "nothing that could be measured"
-    return f"{interval.estimate:.1%} ({interval.low:.1%} to {interval.high:.1%})"
+def _word(better: bool, *, worse: bool, confirmed: float | None) -> Word:
+    """On flips that are clearly more, or clearly no more, than others: more that are refuted support nothing."""
+    if worse:
+        return "not supported"
+    if not better or confirmed is None:
+        return "undecided"
+    return "supported" if confirmed >= CONFIRMED else "not supported"
+
+
+def _judged(confirmed: float | None) -> str:
+    if confirmed is None:
+        return "none of the flips could be judged independently"
+    return f"{confirmed:.0%} of the flips confirmed independently"
 
 
 def _point(method: dict[str, Any]) -> dict[str, Any]:
