@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 import training_problems
 from stylex.classifiers import Classifier
-from stylex.config import AttFindSettings, NetworkSettings, Recipe, TrainingSettings
+from stylex.config import AttFindSettings, NetworkSettings, Recipe, RunConfig, TrainingSettings
 from stylex.evaluation.extractors import Extractor
 from stylex.model import Model
 from stylex.networks import StyleLayer, SynthesisState, build
 from stylex.run import Run, write_tensors
 from stylex.stylespace import StyleSpace
 from stylex.training.checkpoint import model_header
+from stylex.training.schedule import total_images
 
 LAYOUT = (
     StyleLayer("4px.conv1", "conv", 4, 0, 3, 0),
@@ -204,12 +205,11 @@ def _latents(model: Model) -> Tensor:
     return model.encode(training_problems.images(24).batch(range(24)))[0]
 
 
-def save_tiny_run(path: Path, model: Model, data: str = "none") -> Run:
-    """A run directory that holds a model as training leaves it."""
-    from stylex.config import RunConfig
-
+def save_tiny_run(path: Path, model: Model, data: str = "none", config: RunConfig | None = None) -> Run:
+    """A run directory that holds a model as training leaves it; with a config, at the end of its training."""
+    images = 16 if config is None else total_images(config.recipe)
     settings = everything(count=4)
-    config = RunConfig(
+    config = config or RunConfig(
         experiment="tiny",
         data=data,
         classifier="none",
@@ -230,7 +230,7 @@ def save_tiny_run(path: Path, model: Model, data: str = "none") -> Run:
         if part is not None
         for key, value in part.state_dict().items()
     }
-    write_tensors(run.model_file, tensors, model_header(config, 1, 16, model.class_names))
+    write_tensors(run.model_file, tensors, model_header(config, 1, images, model.class_names))
     explained = model.classifier
     explained.options = {"widths": [4, 4, 8, 8]}
     explained.save(run.classifier_file)

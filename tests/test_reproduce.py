@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +16,28 @@ from PIL import Image
 import problems
 import training_problems
 from stylex import config
+from stylex.classifiers import Classifier
 from stylex.cli.app import main
 from stylex.errors import ConfigError, DataError
 from stylex.evaluation.study_protocol import StudySettings
 from stylex.reproduce.claims import attributes, comparison, reconstruction
 from stylex.reproduce.experiments import EXPERIMENTS, experiment, parse_folders
 from stylex.reproduce.items import ITEMS, default_experiment, reproduce
+from stylex.reproduce.kept import finished
 from stylex.reproduce.workshop import STYLEGAN2, Workshop
+from stylex.run import read_json, read_tensors, write_json, write_tensors
+from stylex.training.loop import train
+from stylex.training.progress import Progress
+from stylex.training.schedule import total_images
+from stylex.training.setup import create_run
 
 SMALL = StudySettings(discovery=40, latents=8, repeats=2, count=3, wu_threshold=0.5)
 CPU = ("--device", "cpu", "--precision", "fp32", "--threads", "1")
 
 
-def afhq(folder: Path) -> Path:
-    """Eighty pictures a class to train on, six to validate, of 16 px, in AFHQ's layout."""
-    for split, count, seed in (("train", 160, 0), ("val", 12, 1)):
+def afhq(folder: Path, first: int = 0) -> Path:
+    """Eighty pictures a class to train on, six to validate, of 16 px, in AFHQ's layout; `first` is a seed."""
+    for split, count, seed in (("train", 160, first), ("val", 12, first + 1)):
         for number, picture in enumerate(training_problems.images(count, seed=seed).images):
             path = folder / split / ("cat", "dog")[number % 2] / f"{number:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,31 +45,41 @@ def afhq(folder: Path) -> Path:
     return folder
 
 
+def save_classifier(file: Path, classifier: Classifier) -> Classifier:
+    classifier.options = {"widths": [4, 4, 8, 8]}
+    classifier.save(file)
+    return classifier
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A workshop whose runs are there already, with random weights whose classes are balanced."""
     folder = tmp_path_factory.mktemp("reproduce")
-    home = folder / "home"
-    for name in ("fast", STYLEGAN2):
-        problems.save_tiny_run(home / name, problems.tiny_model(name))
-    classifier = problems.tiny_model("fast").classifier
-    classifier.options = {"widths": [4, 4, 8, 8]}
-    classifier.report = {"architecture": "small_cnn", "seconds": 30.0, "epochs": 2, "training_images": 30}
-    classifier.save(home / "classifier.safetensors")
-    judge = training_problems.classifier(seed=7)
-    judge.options = {"widths": [4, 4, 8, 8]}
-    judge.save(home / "judge.safetensors")
-    (home / "fast" / "metrics.jsonl").write_text('{"images": 40, "seconds": 4.0}\n{"images": 80, "sec')
-    return Workshop(
-        experiment("study-afhq"),
-        home,
+    shop = Workshop(
+        replace(experiment("study-afhq"), architecture="small_cnn"),
+        folder / "home",
         {"afhq": str(afhq(folder / "afhq"))},
         training_problems.HARDWARE,
         recipe="fast",
         size=16,
+        assignments=(*training_problems.TINY, "loss.perceptual_network=classifier"),
+        epochs=2,
         study=SMALL,
         images_per_class=4,
     )
+    for name, model in (
+        ("fast", problems.tiny_model("evidence")),
+        (STYLEGAN2, problems.tiny_model(STYLEGAN2)),
+    ):
+        problems.save_tiny_run(shop.home / name, model, config=shop.settings(name))
+    classifier = problems.tiny_model("evidence").classifier
+    classifier.options = {"widths": [4, 4, 8, 8]}
+    classifier.report = {"architecture": "small_cnn", "seconds": 30.0, "epochs": 2, "training_images": 30}
+    save_classifier(shop.home / "classifier.safetensors", classifier)
+    save_classifier(shop.home / "judge.safetensors", training_problems.classifier(seed=7))
+    metrics = shop.home / "fast" / "metrics.jsonl"
+    metrics.write_text('{"images": 40, "seconds": 4.0}\n{"images": 80, "sec')
+    return shop
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +146,94 @@ def test_compute(made: Workshop) -> None:
     assert item.content["runs"]["fast"]["images_per_second"] == 10  # the last line was cut off
     assert item.content["classifier"]["seconds"] == 30
     assert "| classifier small_cnn | 60 | 0.5 | 2.0 | – |" in item.text
+
+
+class Killed(BaseException):
+    """What no code of ours expects."""
+
+
+def test_a_killed_training_goes_on(tmp_path: Path) -> None:
+    """There is a model from the first checkpoint on; a run with one need not be at its end."""
+    shop = Workshop(
+        replace(experiment("study-afhq"), architecture="small_cnn"),
+        tmp_path / "home",
+        {"afhq": str(afhq(tmp_path / "afhq"))},
+        training_problems.HARDWARE,
+        size=16,
+        assignments=(*training_problems.TINY, "loss.perceptual_network=none"),
+    )
+    classifier = save_classifier(shop.home / "classifier.safetensors", training_problems.classifier())
+    run = create_run(shop.home / "study", shop.settings("study"), shop.data, classifier, shop.hardware)
+
+    def kill(progress: Progress) -> None:
+        if progress.images >= 24:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(run, shop.data.training, classifier, shop.hardware, on_progress=kill)
+    assert run.model_file.exists()
+    assert not finished(run)
+    reached = shop.run("study").newest_checkpoint()
+    assert reached is not None
+    assert reached[1]["images"] == total_images(run.config.recipe)
+    assert finished(run)
+    weights = run.model_file.read_bytes()
+    assert shop.run("study").model_file.read_bytes() == weights
+
+    others = str(afhq(tmp_path / "others", first=5))
+    with pytest.raises(ConfigError, match=r"config.yaml: was made with images .*afhq#.*others#"):
+        replace(shop, folders={"afhq": others}).run("study")
+    save_classifier(shop.home / "classifier.safetensors", training_problems.classifier(seed=3))
+    with pytest.raises(ConfigError, match=r"config.yaml: was made with classifier .*sha256"):
+        replace(shop).run("study")
+
+
+@pytest.mark.parametrize(
+    ("asked", "refusal"),
+    [
+        ({"seed": 1}, "fast/config.yaml: was made with seed 0, asked for is 1; give another --home"),
+        ({"epochs": 3}, "home/classifier.safetensors: was made with epochs 2, asked for is 3"),
+        ({"size": 32}, "fast/config.yaml: was made with resolution 16, asked for is 32"),
+        ({"set": "loss.kl=0.5"}, "fast/config.yaml: was made with recipe.loss.kl"),
+    ],
+)
+def test_what_was_made_otherwise_is_refused(made: Workshop, asked: dict[str, Any], refusal: str) -> None:
+    changes = dict(asked)
+    if "set" in changes:
+        changes["assignments"] = (*made.assignments, changes.pop("set"))
+    shop = replace(made, **changes)
+    with pytest.raises(ConfigError, match=refusal) as raised:
+        reproduce("figure-2", shop)
+    assert "\n" not in str(raised.value)
+
+
+def test_figures_of_other_weights_or_another_judge_are_measured_again(made: Workshop, tmp_path: Path) -> None:
+    home = shutil.copytree(made.home, tmp_path / "home")
+    shop = replace(made, home=home)
+    files = {"study.json": shop.study_result, "evaluation.json": shop.evaluation}
+
+    def kept(change: Callable[[], object]) -> set[str]:
+        """The files that are still used after a change."""
+        for name, ask in files.items():
+            ask("fast")
+            write_json(home / "fast" / name, read_json(home / "fast" / name) | {"mark": True})
+        change()
+        return {name for name, ask in files.items() if "mark" in ask("fast")}
+
+    def other_judge() -> None:
+        save_classifier(home / "judge.safetensors", training_problems.classifier(seed=8))
+
+    def other_weights() -> None:
+        file = home / "fast" / "model.safetensors"
+        tensors, header = read_tensors(file)
+        name = next(name for name in tensors if name.startswith("generator") and "noise" in name)
+        write_tensors(file, tensors | {name: tensors[name] + 0.01}, header)
+
+    assert kept(lambda: None) == set(files)
+    assert kept(other_judge) == set()
+    assert kept(other_weights) == set()
+    with_others = replace(shop, images_per_class=5)
+    assert with_others.explainer("fast").findings.settings.images_per_class == 5
 
 
 def agreement(low: float, high: float) -> dict[str, Any]:

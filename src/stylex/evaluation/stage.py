@@ -26,7 +26,7 @@ from stylex.explainer import Explainer
 from stylex.hardware import place
 from stylex.model import Model
 from stylex.perceptual import Distance, load_perceptual
-from stylex.run import Run, read_json, write_json
+from stylex.run import Run, read_json, read_tensors, write_json
 
 log = logging.getLogger("stylex")
 
@@ -180,7 +180,8 @@ def evaluate_run(
         found = replace(found, quality=figures)
     if faces is not None and detector is not None:
         found = replace(found, truth=_truth(explainer, faces, detector, on_progress))
-    write_json(_file(run), {"attributes": explainer.fingerprint, **found.to_json()})
+    about = {"attributes": explainer.fingerprint, "judge": None if judging is None else judging.fingerprint}
+    write_json(_file(run), about | found.to_json())
     return found
 
 
@@ -208,12 +209,19 @@ def evaluate_study(
     judge: str | Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> StudyResult:
-    """Flip rates by the study's protocol, kept in the run as study.json; errors as `study_protocol`."""
+    """Flip rates by the study's protocol, kept in the run as study.json; errors as `study_protocol`.
+
+    The file also says of which weights they are (`model`: the checksum in model.safetensors), and who judged.
+    """
     judging = load_judge(run, model, judge)
     found = study_protocol(
         model, training, settings, judge=judging, seed=run.config.seed, on_progress=on_progress
     )
-    write_json(run.path / "study.json", found.to_json())
+    about = {
+        "model": read_tensors(run.model_file)[1]["sha256"],
+        "judge": None if judging is None else judging.fingerprint,
+    }
+    write_json(run.path / "study.json", about | found.to_json())
     return found
 
 

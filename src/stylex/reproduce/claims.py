@@ -76,7 +76,8 @@ def attributes(methods: list[dict[str, Any]]) -> Verdict:
     by_target: dict[str, dict[str, dict[str, Any]]] = {}
     for method in methods:
         by_target.setdefault(method["target"], {})[method["method"]] = method
-    evidence, words = [], []
+    evidence: list[str] = []
+    words: list[Word] = []
     for target, found in by_target.items():
         ours, chance = (_point(found[name]) for name in ("AttFind", "random"))
         confirmed = ours["confirmed"]
@@ -101,8 +102,8 @@ def attributes(methods: list[dict[str, Any]]) -> Verdict:
 
 
 def comparison(stylex: dict[str, Any], stylegan2: dict[str, Any]) -> Verdict:
-    """Claim 3: supported where AttFind with StylEx flips more than Wu et al., the intervals apart, and most of
-    its flips are confirmed (undecided where no classifier has judged them).
+    """Claim 3: supported where AttFind with StylEx flips more than Wu et al., the intervals apart, and most
+    of its flips are confirmed (undecided where no classifier has judged them).
 
     Args:
         stylex, stylegan2: study.json of the two recipes.
@@ -165,7 +166,7 @@ class _Figure:
 
 
 def _word(better: bool, *, worse: bool, confirmed: float | None) -> Word:
-    """On flips that are clearly more, or clearly no more, than others: more that are refuted support nothing."""
+    """On flips clearly more, or clearly no more, than others; flips that are refuted support nothing."""
     if worse:
         return "not supported"
     if not better or confirmed is None:
@@ -187,7 +188,7 @@ def _point(method: dict[str, Any]) -> dict[str, Any]:
     return {**{key: curve[key][place] for key in ("k", "rate", "low", "high")}, "confirmed": confirmed}
 
 
-def _together(words: list[str]) -> Word:
+def _together(words: list[Word]) -> Word:
     if "not supported" in words:
         return "not supported"
     return "undecided" if "undecided" in words else "supported"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from stylex import classifiers, training
 from stylex.attfind import SearchSource, load_findings, search
-from stylex.config import AttFindSettings
+from stylex.config import AttFindSettings, RunConfig, differences
 from stylex.data import Dataset, load_dataset
 from stylex.errors import RunError
 from stylex.evaluation.measure import TestImages, prepare
@@ -19,7 +20,8 @@ from stylex.explainer import Explainer, open_explainer
 from stylex.hardware import Hardware, place
 from stylex.model import Model, load_model
 from stylex.reproduce.experiments import Experiment
-from stylex.run import Run, read_json
+from stylex.reproduce.kept import check_classifier, check_run, finished
+from stylex.run import Run, read_json, read_tensors
 from stylex.training.setup import Request, create_run
 
 STYLEGAN2 = "stylegan2"
@@ -30,7 +32,9 @@ class Workshop:
     """A folder in which one experiment is reproduced.
 
     `home` gets classifier.safetensors, judge.safetensors, one run a recipe, and the items' files. What is
-    there is used as it is; what is not is made. A stage that was stopped goes on where it was.
+    there is used if it was made as is asked for now, and refused if not (ConfigError); what is not is made. A
+    stage that was stopped goes on where it was. Figures of other weights, attributes, settings or another
+    judge are measured again.
 
     Attributes:
         folders: name → folder of the experiment's data; see `Experiment.needs`.
@@ -77,46 +81,69 @@ class Workshop:
         return load_dataset(source, size=self.pixels)
 
     def classifier_file(self, judge: bool = False) -> Path:
-        """The classifier that is explained, or the independent one; trained where it is missing."""
+        """The classifier that is explained, or the independent one; trained where it is missing.
+
+        Raises:
+            ConfigError: the one that is there was trained otherwise than is asked for.
+        """
         file = self.home / ("judge.safetensors" if judge else "classifier.safetensors")
-        if not file.exists():
-            own = self.experiment.architecture
-            other = "small_cnn" if own == "mobilenet_v2" else "mobilenet_v2"
-            self.say(f"training the {'independent ' if judge else ''}classifier")
-            data = self.classifier_data
-            trained, _ = classifiers.train(
-                data.training,
-                data.discovery,
-                architecture=other if judge else own,
+        own = self.experiment.architecture
+        other = "small_cnn" if own == "mobilenet_v2" else "mobilenet_v2"
+        architecture, seed, data = other if judge else own, self.seed + judge, self.classifier_data
+        if file.exists():
+            check_classifier(
+                file,
+                classifiers.load(file),
+                architecture=architecture,
                 epochs=self.epochs,
-                seed=self.seed + judge,
-                hardware=self.hardware,
-                data_fingerprint=data.fingerprint,
+                size=self.pixels,
+                seed=seed,
+                data=data.fingerprint,
             )
-            trained.save(file)
+            return file
+        self.say(f"training the {'independent ' if judge else ''}classifier")
+        trained, _ = classifiers.train(
+            data.training,
+            data.discovery,
+            architecture=architecture,
+            epochs=self.epochs,
+            seed=seed,
+            hardware=self.hardware,
+            data_fingerprint=data.fingerprint,
+        )
+        trained.save(file)
         return file
 
+    def settings(self, recipe: str) -> RunConfig:
+        """The settings of a recipe's run."""
+        source, _ = self.experiment.sources(self.folders)
+        own = self.experiment.stylegan2 if recipe == STYLEGAN2 else ()
+        request = Request(
+            data=source,
+            classifier=str(self.home / "classifier.safetensors"),
+            recipe=recipe,
+            experiment=self.experiment.name,
+            size=self.pixels,
+            seed=self.seed,
+            assignments=(*own, *self.assignments),
+        )
+        return request.settings(self.home / recipe)
+
     def run(self, recipe: str) -> Run:
-        """The trained run of a recipe."""
-        path = self.home / recipe
-        if (path / "model.safetensors").exists():
-            return Run.open(path)
+        """The run of a recipe, trained to its end.
+
+        Raises:
+            ConfigError: the one that is there was made with other settings, images or classifier.
+        """
+        path, wanted = self.home / recipe, self.settings(recipe)
         classifier = classifiers.load(self.classifier_file())
         if (path / "run.json").exists():
             run = Run.open(path)
+            check_run(run, wanted, data=self.data.fingerprint, classifier=classifier.fingerprint)
+            if finished(run):
+                return run
         else:
-            source, _ = self.experiment.sources(self.folders)
-            settings = self.experiment.stylegan2 if recipe == STYLEGAN2 else ()
-            request = Request(
-                data=source,
-                classifier=str(self.classifier_file()),
-                recipe=recipe,
-                experiment=self.experiment.name,
-                size=self.pixels,
-                seed=self.seed,
-                assignments=(*settings, *self.assignments),
-            )
-            run = create_run(path, request.settings(path), self.data, classifier, self.hardware)
+            run = create_run(path, wanted, self.data, classifier, self.hardware)
         self.say(f"training recipe {recipe}")
         place(classifier.freeze(), self.hardware)
         watch = training.watched_images(self.data)
@@ -135,20 +162,21 @@ class Workshop:
     def searched(
         self, run: Run, settings: AttFindSettings, images: Callable[[Model], SearchSource]
     ) -> Explainer:
-        """A run with its attributes, searched on `images` where that has not been done.
+        """A run with its attributes, searched on `images` where that has not been done with these settings.
 
-        Exactly, as the study did: some of its items compare the effects of all coordinates.
+        Exactly, as the study did: some of its items compare the effects of all coordinates. A run that lies
+        elsewhere than in `home` is the user's: its attributes are taken as they are.
         """
-        try:
-            load_findings(run)
-            return open_explainer(run, self.hardware)
-        except RunError:  # not searched, or searched before it was trained on
-            pass
-        self.say(f"searching attributes of {run.path}")
-        model = load_model(run, self.hardware)
         settings = settings.model_copy(update={"sweep": "exact"})
         if self.images_per_class is not None:
             settings = settings.model_copy(update={"images_per_class": self.images_per_class})
+        with suppress(RunError):  # not searched, or searched before it was trained on
+            known = load_findings(run).settings
+            mine = run.path.resolve().is_relative_to(self.home.resolve())
+            if not mine or set(differences(known, settings)) <= {"batch_size"}:
+                return open_explainer(run, self.hardware)
+        self.say(f"searching attributes of {run.path}")
+        model = load_model(run, self.hardware)
         with run.locked():
             search(run, model, images(model), settings)
         return open_explainer(run, self.hardware)
@@ -158,30 +186,36 @@ class Workshop:
         return prepare(model, self.data.test if model.encoder is not None else None, self.seed)
 
     def evaluation(self, recipe: str) -> dict[str, object]:
-        """evaluation.json of a recipe's run by the default protocol."""
-        explainer = self.explainer(recipe)
-        if not is_evaluated(explainer):
-            self.say(f"evaluating recipe {recipe}")
-            with explainer.run.locked():
-                evaluate_run(
-                    explainer, self.test_images(explainer.model), judge=self.classifier_file(judge=True)
-                )
-        content: dict[str, object] = read_json(explainer.run.path / "evaluation.json")
+        """evaluation.json of a recipe's run by the default protocol: of its attributes and this judge."""
+        explainer, judge = self.explainer(recipe), self.classifier_file(judge=True)
+        file = explainer.run.path / "evaluation.json"
+        if is_evaluated(explainer):
+            known: dict[str, object] = read_json(file)
+            if known.get("judge") == classifiers.load(judge).fingerprint:
+                return known
+        self.say(f"evaluating recipe {recipe}")
+        with explainer.run.locked():
+            evaluate_run(explainer, self.test_images(explainer.model), judge=judge)
+        content: dict[str, object] = read_json(file)
         return content
 
     def study_result(self, recipe: str) -> dict[str, object]:
-        """study.json of a recipe's run: measured with these settings."""
-        run = self.run(recipe)
+        """study.json of a recipe's run: of its weights, these settings and this judge."""
+        run, judge = self.run(recipe), self.classifier_file(judge=True)
         file = run.path / "study.json"
         if file.exists():
             known: dict[str, object] = read_json(file)
-            if known.get("settings") == self.study.model_dump(mode="json"):
+            asked = {
+                "model": read_tensors(run.model_file)[1]["sha256"],
+                "judge": classifiers.load(judge).fingerprint,
+                "settings": self.study.model_dump(mode="json"),
+            }
+            if {key: known.get(key) for key in asked} == asked:
                 return known
         self.say(f"protocol study of recipe {recipe}")
         model = load_model(run, self.hardware)
         training_images = self.data.training if model.encoder is not None else None
         with run.locked():
-            found = evaluate_study(
-                run, model, training_images, self.study, judge=self.classifier_file(judge=True)
-            )
-        return found.to_json()
+            evaluate_study(run, model, training_images, self.study, judge=judge)
+        content: dict[str, object] = read_json(file)
+        return content
