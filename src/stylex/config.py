@@ -449,14 +449,15 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
 
 def differences(settings: Settings, base: Settings) -> dict[str, tuple[Any, Any]]:
     """Where two settings of one kind differ: dotted key → (value, value in `base`), in plain types."""
-    ours, theirs = (dict(_flat(each.model_dump(mode="json"))) for each in (settings, base))
+    ours, theirs = (dict(flat(each.model_dump(mode="json"))) for each in (settings, base))
     return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings in plain types as (dotted key, value)."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

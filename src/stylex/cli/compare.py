@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +30,21 @@ def compare(
                 rates = ", ".join(f"{rate:.2f}" for rate in each.rates)
                 lines.append(
                     f"{each.recipe}, {each.method} → '{each.target}': {rates} over seeds "
-                    f"{', '.join(map(str, each.seeds))} (mean {each.mean:.2f} ± {each.std:.2f})"
+                    f"{', '.join(map(str, each.seeds))} (mean {each.mean:.2f} ± {each.std:.2f}; "
+                    f"{_names(each.runs)})"
                 )
         for same in found.stability:
-            r = same.correlation
+            r, pairs = same.correlation, same.pairs
+            between = f"pairs {min(pairs):.2f} to {max(pairs):.2f}" if len(pairs) > 1 else "one pair"
             lines.append(
-                f"{same.recipe} → '{same.target}', {same.runs} seeds: effects of factors correlate by "
-                f"{r.interval.estimate:.2f} ({r.interval.low:.2f} to {r.interval.high:.2f}; chance up to "
-                f"{r.limit:.2f}), main factors overlap by {same.overlap:.2f}"
+                f"{same.recipe} → '{same.target}', {len(same.runs)} seeds ({_names(same.runs)}): effects of "
+                f"factors correlate by {r.estimate:.2f} ({between}; chance up to {r.limit:.2f}), main "
+                f"factors overlap by {same.overlap.estimate:.2f} (chance {same.overlap.chance:.2f}, up to "
+                f"{same.overlap.limit:.2f})"
             )
+        lines += found.apart
     result(as_json, found.to_json(), "\n".join(lines))
+
+
+def _names(runs: Sequence[str]) -> str:
+    return ", ".join(Path(run).name for run in runs)

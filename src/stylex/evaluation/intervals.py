@@ -19,7 +19,7 @@ from scipy import stats
 
 from stylex.errors import ConfigError, DataError
 
-Method = Literal["wilson", "percentile", "bca", "agresti-min", "range"]
+Method = Literal["wilson", "percentile", "bca", "agresti-min"]
 Bootstrap = Literal["percentile", "bca"]
 FloatArray = npt.NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class Interval:
         estimate: the figure itself.
         low, high: the ends of the interval, in the unit of the figure.
         n: distinct images it rests on.
-        confidence: of the interval, 0.95 for 95 %; 1 of a mere range.
+        confidence: of the interval, 0.95 for 95 %.
         method: how it was computed.
     """
 
