@@ -12,6 +12,7 @@ import stylex
 import training_problems
 from stylex.attfind import search
 from stylex.errors import CheckpointError, ConfigError, DataError, RunError
+from stylex.evaluation.measure import prepare
 from stylex.explainer import Explainer, load_images
 from stylex.run import Run, write_tensors
 
@@ -119,6 +120,99 @@ def test_images_named_again_fall_into_the_same_sets(tmp_path: Path) -> None:
     patients = {number // 4 for number in (int(name.removesuffix(".png")) for name in own.training.names)}
     assert len(own.training) == 4 * len(patients), "patients stay together"
     assert again.training.names == own.training.names
+
+
+def save_table(folder: Path, rows: list[tuple[np.ndarray, str, str]], name: str = "image") -> str:
+    """Pictures beside a table with their set and patient; the source as `--data` takes it."""
+    folder.mkdir(parents=True)
+    lines = ["file,split,patient"]
+    for number, (pixels, split, patient) in enumerate(rows):
+        Image.fromarray(pixels).save(folder / f"{name}-{number}.png")
+        lines.append(f"{name}-{number}.png,{split},{patient}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    return str(folder / "table.csv")
+
+
+def grouped_run(folder: Path) -> tuple[Run, list[np.ndarray]]:
+    """A run on 4 training, 2 discovery and 2 test images, one patient each, and 12 pictures in all."""
+    pixels = list(training_problems.images(12, seed=5).images)
+    splits = ["training"] * 4 + ["discovery"] * 2 + ["test"] * 2
+    rows = [(pixels[n], split, f"p{n}") for n, split in enumerate(splits)]
+    source = save_table(folder / "own", rows)
+    made = problems.save_tiny_run(folder / "run", problems.tiny_model(), data=source)
+    return Run(made.path, made.config.model_copy(update={"group": "patient"})), pixels
+
+
+def test_images_that_the_run_has_seen_are_no_test_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, pixels = grouped_run(tmp_path)
+    nearly = pixels[2].copy()
+    nearly[1, 1, 0] ^= 1  # off the grid that is compared first, and on none of the run's images
+    rows = [
+        (pixels[8], "training", "a"),
+        (pixels[0], "test", "b"),  # a training image under another name
+        (pixels[4], "test", "c"),  # a discovery image
+        (pixels[6], "test", "d"),  # a test image of the run: still unseen
+        (nearly, "test", "e"),
+        (pixels[9], "test", "p1"),  # another image of a patient in training
+        (pixels[10], "test", ""),
+    ]
+    found = load_images(run, save_table(tmp_path / "other", rows, "copy"))
+    assert found.test.names == ("copy-3.png", "copy-4.png", "copy-6.png")
+    assert len(found.training) == 1
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert "3 of 6 test images are left out" in line
+    assert "1 through their patient" in line
+    assert "4 training and 2 discovery images" in line
+    copies = save_table(tmp_path / "copies", [(pixels[8], "training", "x"), (pixels[1], "test", "y")])
+    with pytest.raises(DataError, match="that the run has not seen"):
+        prepare(problems.tiny_model(), load_images(run, copies).test, 0)
+
+
+def test_equal_pixels_under_two_names_of_the_runs_own_source(tmp_path: Path) -> None:
+    pixels = list(training_problems.images(4, seed=6).images)
+    splits = ["training", "discovery", "test", "test"]
+    rows = [(pixels[n], split, "") for n, split in enumerate(splits)] + [(pixels[0], "test", "")]
+    run = problems.save_tiny_run(
+        tmp_path / "run", problems.tiny_model(), data=save_table(tmp_path / "own", rows)
+    )
+    assert load_images(run).test.names == ("image-2.png", "image-3.png")
+
+
+def test_another_source_keeps_the_runs_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, _ = grouped_run(tmp_path)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    lines = ["file,patient,site"]
+    for number, pixels in enumerate(training_problems.images(24, seed=7).images):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,q{number // 4},{number % 3}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    found = load_images(run, str(folder / "table.csv"))
+    sets = [set(part.factors["patient"]) for part in (found.training, found.discovery, found.test)]
+    assert sum(len(each) for each in sets) == 6, "patients stay together"
+    sites = load_images(run, f"{folder / 'table.csv'}#group=site")
+    assert len(set(sites.training.factors["site"]) & set(sites.test.factors["site"])) == 0
+    assert "no column 'patient'" not in caplog.text
+    (folder / "table.csv").write_text("\n".join(line.split(",")[0] for line in lines) + "\n")
+    load_images(run, str(folder / "table.csv"))
+    assert "no column 'patient' to group by" in caplog.text
+
+
+def test_a_run_whose_own_images_are_gone_says_what_was_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, pixels = grouped_run(tmp_path)
+    other = save_table(tmp_path / "other", [(pixels[8], "training", "x"), (pixels[0], "test", "y")])
+    (tmp_path / "own" / "table.csv").unlink()
+    assert len(load_images(run, other).test) == 1
+    assert "compared with none of the run's images" in caplog.text
+    problems.save_images(run.path / "images", 2)
+    carried = load_images(run).training.images[0]
+    other = save_table(tmp_path / "again", [(pixels[8], "training", "x"), (carried, "test", "y")])
+    assert len(load_images(run, other).test) == 0
+    assert "compared with only the 2 training and 2 discovery images that the run carries" in caplog.text
 
 
 def test_a_classifier_that_was_exchanged(tmp_path: Path) -> None:

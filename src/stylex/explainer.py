@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,8 @@ from stylex.counterfactuals import Counterfactual, explain_styles
 from stylex.data import Dataset, decode_image, load_dataset
 from stylex.data.decode import to_rgb, to_square
 from stylex.data.options import DataOptions, split_source
+from stylex.data.overlap import equal_group, equal_pixels
+from stylex.data.sources import list_source
 from stylex.errors import ConfigError, DataError, RunError
 from stylex.hardware import Hardware, Precision
 from stylex.model import Model, load_model
@@ -256,16 +259,90 @@ def open_explainer(run: Run, chosen: Hardware) -> Explainer:
 def load_images(run: Run, source: str | None = None, *, labelled: bool = False) -> Dataset:
     """The images of a run: another source, else those it carries, else those it was trained on.
 
+    Test images that the run was trained or searched on are left out, with a warning that says how many: those
+    whose pixels, at the run's resolution, are those of a training or discovery image under another name, and
+    those of a group (such as a patient) that is in these sets. Another source is compared with the run's own
+    images as far as these can be read, and is grouped by the run's column where it has one of that name.
+
     Args:
         labelled: with the classes that they are said to have, as for `load_dataset`.
 
     Raises:
         DataError: they cannot be read.
     """
+    size = run.config.resolution
     own = source is None or Path(source).resolve() == Path(run.config.data).resolve()
     # The run's images must fall into the sets that it was trained with, also when they are named again.
-    group = run.config.group if own and not (source is None and run.carries_images) else None
-    return load_dataset(source or run.data_source, size=run.config.resolution, group=group, labelled=labelled)
+    if own:
+        group = None if source is None and run.carries_images else run.config.group
+        data = load_dataset(source or run.data_source, size=size, group=group, labelled=labelled)
+        return _without_seen(run, data, data, None, f"the run's {_counted(data)} images")
+    assert source is not None
+    group = _group_of(run, source, labelled)
+    data = load_dataset(source, size=size, group=group, labelled=labelled)
+    trained_on, said = _own_images(run)
+    return _without_seen(run, data, trained_on, group, said)
+
+
+def _group_of(run: Run, source: str, labelled: bool) -> str | None:
+    """The run's group column where another source has it and names no other one itself."""
+    group = run.config.group
+    if group is None or split_source(source)[1].group is not None:
+        return None
+    listing = list_source(source, None, labelled)
+    if group in listing.entries[0].factors:
+        return group
+    log.warning(
+        "%s: has no column '%s' to group by, as the run's images have; each counts alone", source, group
+    )
+    return None
+
+
+def _own_images(run: Run) -> tuple[Dataset | None, str]:
+    """What the run was trained and searched on, as far as it can be read, and in words what that is."""
+    size, about = run.config.resolution, run.hashes.get("data")
+    changed = None
+    try:
+        data = load_dataset(run.config.data, size=size, group=run.config.group, labelled=False)
+        if data.fingerprint == about:
+            return data, f"the run's {_counted(data)} images"
+        changed = data
+    except (DataError, ConfigError) as error:
+        log.info("%s: the run's images cannot be read: %s", run.config.data, error)
+    if run.carries_images:
+        try:
+            data = load_dataset(run.data_source, size=size, labelled=False)
+            return data, f"only the {_counted(data)} images that the run carries"
+        except DataError as error:
+            log.info("%s: cannot be read: %s", run.data_source, error)
+    if changed is None:
+        return None, f"none of the run's images, for {run.config.data} cannot be read here"
+    why = "not known to be" if about is None else "not all"
+    return changed, f"the {_counted(changed)} images now in {run.config.data}, {why} those it was trained on"
+
+
+def _counted(data: Dataset) -> str:
+    return f"{len(data.training)} training and {len(data.discovery)} discovery"
+
+
+def _without_seen(run: Run, data: Dataset, own: Dataset | None, group: str | None, said: str) -> Dataset:
+    """Without the test images that are among a run's own training and discovery images."""
+    seen = () if own is None else (own.training, own.discovery)
+    pixels = equal_pixels(data.test, seen)
+    out = pixels | equal_group(data.test, seen, group)
+    if out.any():
+        others = int((out & ~pixels).sum())
+        log.warning(
+            "%s: %d of %d test images are left out, for the run has seen them%s (compared with %s)",
+            data.name,
+            int(out.sum()),
+            len(data.test),
+            f", {others} through their {group}" if others else "",
+            said,
+        )
+    elif own is not data and not said.startswith("the run's"):
+        log.warning("%s: its test images were compared with %s", data.name, said)
+    return replace(data, test=data.test.select(np.flatnonzero(~out))) if out.any() else data
 
 
 def demo_folder() -> Path:

@@ -157,7 +157,10 @@ def prepare(model: Model, test: ImageSet | None, seed: int, count: int = SAMPLED
         names = tuple(f"sample {number}" for number in range(count))
         return TestImages(images, styles, logits, logits, images, names)
     if test is None or not len(test):
-        raise DataError("there are no test images to evaluate on; add images, or give others with --data")
+        raise DataError(
+            "there are no test images to evaluate on that the run has not seen; "
+            "add images, or give others with --data"
+        )
     images = test.batch(np.arange(len(test)))
     latents, original = model.encode(images)
     styles = model.styles(latents)
