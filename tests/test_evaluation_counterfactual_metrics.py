@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 
 import problems
 from stylex.attfind import Discovery, find_attributes, sweep
+from stylex.cli.counterfactuals import counterfactuals
 from stylex.data.images import ImageSet
 from stylex.errors import ConfigError, DataError, RunError
 from stylex.evaluation.counterfactual_metrics import answers, measure_counterfactuals
@@ -105,6 +107,49 @@ def test_what_does_not_flip_counts_against_validity() -> None:
     assert figures.judge_validity is None
     nothing = measured(found[4:], images)
     assert (nothing.validity.estimate, nothing.l1, nothing.sparsity, nothing.realism) == (0, None, None, {})
+
+
+def flipped_by_the_reconstruction(answer: Any) -> Any:
+    """The same image, had its reconstruction alone reached the target: nothing is changed in it."""
+    one = answer.counterfactual
+    there = dataclasses.replace(one, already=True, flipped=True, changes=(), edited=one.reconstruction)
+    return dataclasses.replace(answer, counterfactual=there)
+
+
+def test_what_the_reconstruction_flipped_is_counted_apart() -> None:
+    images = pictures(ROWS)
+    found = list(answers(explainer(), images))
+    alone = [flipped_by_the_reconstruction(each) for each in found[:5]]
+    figures, edited = measured([*alone, *found[5:]], images), measured(found[5:], images)
+    assert figures.by_reconstruction == 5
+    assert (figures.validity, figures.edit_validity) == (wilson(11, 11), wilson(6, 6))
+    assert figures.used == {1: 5, 2: 1}
+    for name in ("sparsity", "l1", "perceptual", "edit_l1", "edit_perceptual"):
+        assert getattr(figures, name) == getattr(edited, name)
+    assert figures.sparsity.estimate == pytest.approx(7 / 6)
+    nothing = measured(alone, images)
+    assert (nothing.validity.estimate, nothing.edit_validity, nothing.sparsity) == (1, None, None)
+
+
+def test_classes_without_a_distribution_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    images = pictures(ROWS)
+    found = list(answers(explainer(), images))
+    assert set(measured(found[:8], images).realism) == {"yes"}
+    assert "realism towards 'no' is left out: 3 counterfactuals and 6 real images" in caplog.text
+    assert "towards 'yes'" not in caplog.text
+
+
+def test_a_folder_that_cannot_take_the_export_fails_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stylex.explainer.open_explainer", lambda *_: pytest.fail("work was begun"))
+    run = problems.save_tiny_run(tmp_path / "run", problems.tiny_model())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(RunError, match="not an empty folder"):
+        counterfactuals(run.path, export=tmp_path / "out")
+    with pytest.raises(ConfigError, match="experiment's name"):
+        counterfactuals(run.path, export=tmp_path / "new", name="../x")
 
 
 def test_targets() -> None:

@@ -14,7 +14,7 @@ from stylex.attfind import Findings, find_attributes, sweep
 from stylex.classifiers import Classifier
 from stylex.data.images import ImageSet
 from stylex.errors import DataError
-from stylex.evaluation.measure import Evaluation, TestImages, _Bench, evaluate, prepare
+from stylex.evaluation.measure import COUNTS, Evaluation, TestImages, _Bench, evaluate, prepare
 from stylex.model import Model
 
 DISCOVERY = [[0.1, 0, 0, -0.5, 0, 0], [0, 0.2, 0, -0.3, 0, 0], [0, 0, 0, 0.4, 0, 0], [0.2, 0, 0, 0.6, 0, 0.1]]
@@ -56,7 +56,8 @@ def measure(classifier: Classifier | None = None, rows: Any = TEST, **given: Any
     test = on_styles(model, rows, given.pop("originals", None))
     discovery = given.pop("discovery", DISCOVERY)
     found, styles, logits = search(model, discovery)
-    return evaluate(model, problems.unit_space(), found, styles, logits, test, counts=(1, 2, 3, 6), **given)
+    given = {"counts": (1, 2, 3, 6), **given}
+    return evaluate(model, problems.unit_space(), found, styles, logits, test, **given)
 
 
 def method(found: Evaluation, name: str, target: str) -> Any:
@@ -75,6 +76,14 @@ def test_flip_curve_known_by_hand() -> None:
     assert method(found, "AttFind", "no").curve.flipped == (1, 1, 1)
     assert found.agreement.estimate == 1
     assert found.l1 == 0
+
+
+def test_every_number_of_coordinates_up_to_20() -> None:
+    assert measure(counts=COUNTS).methods[0].curve.k == (1, 2, 3, 4)
+    model = problems.linear_model()
+    changes = [(direction, coordinate) for coordinate in range(6) for direction in (0, 1)] * 2
+    bench = _Bench(model, problems.unit_space(), on_styles(model, TEST), 1, None, None, COUNTS)
+    assert bench.ranking("any", changes).curve.k == tuple(range(1, 21))
 
 
 def test_attributes_that_repeat_others_are_left_out_of_a_method_of_its_own() -> None:

@@ -19,6 +19,7 @@ from stylex.cli.output import (
     progress,
     result,
 )
+from stylex.errors import DataError
 from stylex.run import Run
 
 
@@ -47,14 +48,20 @@ def counterfactuals(
 ) -> None:
     """Validity, proximity, sparsity and realism of counterfactuals of test images."""
     from stylex.evaluation.counterfactual_metrics import answers, measure_counterfactuals
-    from stylex.evaluation.dime_layout import export_dime
+    from stylex.evaluation.dime_layout import check_export, export_dime
     from stylex.evaluation.stage import load_judge, load_measures
     from stylex.explainer import load_images, open_explainer
     from stylex.run import write_json
 
     run = Run.open(path)
+    if export is not None:
+        check_export(export, name)  # before any work
     explainer = open_explainer(run, choose_hardware(device, precision, threads))
     images = load_images(run, data, labelled=True).test
+    if not len(images):
+        raise DataError(
+            "there are no test images to explain that the run has not seen; give others with --data"
+        )
     reals = images.batch(slice(None))
     measures = load_measures(explainer, reals, perceptual=perceptual, extractor=extractor)
     judging = load_judge(run, explainer.model, judge)
@@ -82,8 +89,16 @@ def counterfactuals(
         f"valid: {valid.estimate:.1%} of {figures.images} images ({valid.low:.1%} to {valid.high:.1%}), "
         f"{figures.by_reconstruction} of them by the reconstruction alone"
     ]
+    if figures.by_reconstruction and figures.edit_validity is not None:
+        edited = figures.edit_validity
+        lines.append(
+            f"    of the other {edited.n}, which the figures below are about: {edited.estimate:.1%} "
+            f"({edited.low:.1%} to {edited.high:.1%})"
+        )
     if figures.judge_validity is not None:
-        lines.append(f"    confirmed by the independent classifier: {figures.judge_validity.estimate:.1%}")
+        lines.append(
+            f"    valid ones confirmed by the independent classifier: {figures.judge_validity.estimate:.1%}"
+        )
     if figures.l1 is not None and figures.perceptual is not None and figures.sparsity is not None:
         lines.append(
             f"from the original: L1 {figures.l1.estimate:.4f}, {figures.perceptual_network} "

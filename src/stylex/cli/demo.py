@@ -27,7 +27,7 @@ def demo(
     from stylex.attfind import search
     from stylex.cli.sweeping import sweep_view
     from stylex.demo import held_demo
-    from stylex.evaluation.measure import prepare
+    from stylex.evaluation.measure import FEW_COUNTS, prepare
     from stylex.evaluation.stage import evaluate_run
     from stylex.explainer import load_images, open_explainer
     from stylex.model import load_model
@@ -46,7 +46,9 @@ def demo(
             )
         explainer = open_explainer(run, chosen)
         test = prepare(explainer.model, dataset.test, run.config.seed)
-        evaluation = evaluate_run(explainer, test, on_progress=lambda stage: note(f"measuring {stage}"))
+        evaluation = evaluate_run(
+            explainer, test, counts=FEW_COUNTS, on_progress=lambda stage: note(f"measuring {stage}")
+        )
         note("writing the report")
         file = write_report(explainer, dataset, test, f"stylex demo --images {images}")
     content = {"report": str(file), "attributes": findings.to_json(), "evaluation": evaluation.to_json()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,11 +21,25 @@ from stylex.cli.output import (
     result,
 )
 from stylex.errors import ConfigError
-from stylex.evaluation.measure import Evaluation
+from stylex.evaluation.measure import Evaluation, MethodResult
 from stylex.evaluation.quality import Quality
 from stylex.evaluation.study_protocol import StudyResult
 from stylex.evaluation.truth import TargetTruth, Truth, unreliable
 from stylex.run import Run
+
+SHOWN = (1, 3, 5, 10, 20)
+"""Numbers of coordinates of which the text tells; --json and evaluation.json have all."""
+
+LEGEND = [
+    "flips by the first k coordinates at once, % (95 % interval): of the class of the",
+    "reconstruction, of the original; confirmed by the independent classifier;",
+    "moved: mean change of a pixel (from -1 to 1). Every k is in evaluation.json.",
+]
+
+UNJUDGED = [
+    "reconstruction, of the original (no independent classifier confirms: --judge FILE);",
+    LEGEND[-1],
+]
 
 
 def evaluate(
@@ -178,18 +193,11 @@ def describe(found: Evaluation) -> str:
         f"class kept by {agreement.estimate:.1%} of {found.images} reconstructions "
         f"({agreement.low:.1%} to {agreement.high:.1%}), L1 {found.l1:.3f}, {found.coordinates} coordinates",
     ]
-    for method in found.methods:
-        curve = method.curve
-        points = ", ".join(f"{k}: {rate:.2f}" for k, rate in zip(curve.k, curve.rate, strict=True))
-        lines.append(
-            f"{method.method} → '{method.target}' ({curve.n} images), flip rate by coordinates: {points}"
-        )
-        if method.confirmed is not None:
-            shares = ", ".join(
-                f"{k}: {'–' if entry.share is None else format(entry.share, '.2f')}"
-                for k, entry in zip(curve.k, method.confirmed, strict=True)
-            )
-            lines.append(f"    confirmed by the independent classifier: {shares}")
+    if found.methods:
+        judged = any(method.confirmed is not None for method in found.methods)
+        lines += LEGEND if judged else LEGEND[:1] + UNJUDGED
+    for target in dict.fromkeys(method.target for method in found.methods):
+        lines += describe_flips([method for method in found.methods if method.target == target])
     if found.factors is not None:
         shares = ", ".join(f"{name} {share.estimate:.3f}" for name, share in found.factors.agreement.items())
         lines.append(f"factors that survive reconstruction: {shares}")
@@ -198,6 +206,42 @@ def describe(found: Evaluation) -> str:
     if found.quality is not None:
         lines += _describe_quality(found.quality)
     return "\n".join(lines)
+
+
+def describe_flips(methods: Sequence[MethodResult]) -> list[str]:
+    """All methods towards one target as an aligned table, at SHOWN and at each one's last k."""
+    judged = any(method.confirmed is not None for method in methods)
+    head = ["method", "k", "flips %", "of original %", *(["confirmed %"] if judged else []), "moved"]
+    rows = [head]
+    for method in methods:
+        curve, original, confirmed = method.curve, method.against_original, method.confirmed
+        places = [place for place, k in enumerate(curve.k) if k in SHOWN or k == curve.k[-1]]
+        for place in places:
+            row = [method.method if place == places[0] else "", str(curve.k[place])]
+            row.append(_percent(curve.rate[place], curve.low[place], curve.high[place]))
+            row.append(
+                "–"
+                if original is None
+                else _percent(original.rate[place], original.low[place], original.high[place])
+            )
+            if judged:
+                share = None if confirmed is None else confirmed[place]
+                row.append("–" if share is None else _percent(share.share, share.low, share.high))
+            rows.append([*row, f"{method.distance[place]:.4f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first = methods[0]
+    apart = 0 if first.against_original is None else first.against_original.n
+    return [
+        f"→ '{first.target}': {first.curve.n} images, {apart} of them outside by their original too",
+        *(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ),
+    ]
+
+
+def _percent(share: float | None, low: float, high: float) -> str:
+    return "–" if share is None else f"{share:.0%} ({low:.0%}–{high:.0%})".replace("%", "")
 
 
 def describe_truth(truth: Truth) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from stylex.evaluation.measure import judge_logits
 from stylex.explainer import Explainer
 from stylex.perceptual import Distance
 
+log = logging.getLogger("stylex")
+
 LEAST_REALISTIC = 4
 """Fewer counterfactuals than this make no distribution."""
 
@@ -41,12 +44,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class CounterfactualFigures:
-    """Figures over the images asked about; proximity and sparsity over those that were flipped.
+    """Figures over the images asked about; proximity and sparsity over those that an edit flipped.
+
+    Images that the reconstruction alone puts into the class count in `validity` and `by_reconstruction`, not
+    in distances and sparsity: nothing was changed there, which would make those figures too good.
 
     Attributes:
         images: asked about, all of them outside the class that they were sent to.
         validity: share whose counterfactual the classifier puts into that class.
         by_reconstruction: how many of those the reconstruction alone put there, with nothing changed.
+        edit_validity: share of the other images that the edit puts into the class; None where there is none.
         judge_validity: share of the valid ones that an independent classifier puts there too.
         l1, perceptual: distance of the counterfactual from the original, per image; pixels in [-1, 1].
         edit_l1, edit_perceptual: from the reconstruction: what the edit alone does.
@@ -59,6 +66,7 @@ class CounterfactualFigures:
     images: int
     validity: Interval
     by_reconstruction: int
+    edit_validity: Interval | None
     judge_validity: Interval | None
     l1: Interval | None
     perceptual: Interval | None
@@ -71,7 +79,15 @@ class CounterfactualFigures:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        intervals = ("judge_validity", "l1", "perceptual", "edit_l1", "edit_perceptual", "sparsity")
+        intervals = (
+            "edit_validity",
+            "judge_validity",
+            "l1",
+            "perceptual",
+            "edit_l1",
+            "edit_perceptual",
+            "sparsity",
+        )
         return {
             "images": self.images,
             "validity": self.validity.to_json(),
@@ -172,6 +188,15 @@ def measure_counterfactuals(
         there = torch.from_numpy(in_class(classes, target, activation))
         own = torch.tensor([each.counterfactual.target == name for each in valid], dtype=torch.bool)
         if min(int(there.sum()), int(own.sum())) < LEAST_REALISTIC:
+            if own.any():
+                log.warning(
+                    "realism towards '%s' is left out: %d counterfactuals and %d real images of the class, "
+                    "and a distribution needs %d of each",
+                    name,
+                    int(own.sum()),
+                    int(there.sum()),
+                    LEAST_REALISTIC,
+                )
             continue
         say(f"realism of counterfactuals towards {name}")
         features = extractor.extract(reals[there]), extractor.extract(edited[own])
@@ -182,19 +207,24 @@ def measure_counterfactuals(
         verdicts = judge_logits(judge, model, edited)
         agreed = [bool(in_class(v, goal, judge.activation)) for v, goal in zip(verdicts, goals, strict=True)]
         confirmed = wilson(sum(agreed), len(agreed))
-    used = Counter(len(each.counterfactual.changes) for each in valid)
+    moved = torch.tensor([not each.counterfactual.already for each in valid], dtype=torch.bool)
+    amounts = [len(each.counterfactual.changes) for each in valid if not each.counterfactual.already]
+    by_reconstruction = len(valid) - len(amounts)
+    open_ = len(found) - by_reconstruction
+    originals, plain, by_edit = (part[moved] if len(valid) else part for part in (originals, plain, edited))
     name, distance = perceptual
     return CounterfactualFigures(
         len(found),
         wilson(len(valid), len(found)),
-        sum(each.counterfactual.already for each in valid),
+        by_reconstruction,
+        wilson(len(amounts), open_) if open_ else None,
         confirmed,
-        _mean((originals - edited).abs().mean(dim=(1, 2, 3))),
-        _mean(_apart(distance, originals, edited, explainer)),
-        _mean((plain - edited).abs().mean(dim=(1, 2, 3))),
-        _mean(_apart(distance, plain, edited, explainer)),
-        _mean(torch.tensor([float(len(each.counterfactual.changes)) for each in valid])),
-        dict(used),
+        _mean((originals - by_edit).abs().mean(dim=(1, 2, 3))),
+        _mean(_apart(distance, originals, by_edit, explainer)),
+        _mean((plain - by_edit).abs().mean(dim=(1, 2, 3))),
+        _mean(_apart(distance, plain, by_edit, explainer)),
+        _mean(torch.tensor(amounts, dtype=torch.float64)),
+        dict(Counter(amounts)),
         name,
         realistic,
     )

@@ -36,10 +36,7 @@ def export_dime(found: Sequence[Answer], out: Path, experiment: str = "stylex") 
         ConfigError: a name of the experiment that is no folder's name.
         RunError: `out` is not a new or empty folder, or cannot be written.
     """
-    if not re.fullmatch(r"[\w.-]+", experiment) or experiment.startswith("."):
-        raise ConfigError(f"the experiment's name {experiment!r} must be letters, digits, '-', '_' and '.'")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out}: is not an empty folder; nothing was overwritten, choose another")
+    check_export(out, experiment)
     try:
         for folder in ("Correct", "Incorrect"):
             (out / "Original" / folder).mkdir(parents=True)
@@ -76,6 +73,14 @@ def export_dime(found: Sequence[Answer], out: Path, experiment: str = "stylex") 
     table.writerows(rows)
     write_atomically(out / "images.csv", lambda file: file.write(text.getvalue().encode("utf-8")))
     return len(rows)
+
+
+def check_export(out: Path, experiment: str) -> None:
+    """See that an export can be written there, before time is spent on it; errors as `export_dime`."""
+    if not re.fullmatch(r"[\w.-]+", experiment) or experiment.startswith("."):
+        raise ConfigError(f"the experiment's name {experiment!r} must be letters, digits, '-', '_' and '.'")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out}: is not an empty folder; nothing was overwritten, choose another")
 
 
 def _save(path: Path, picture: npt.NDArray[np.uint8]) -> None:

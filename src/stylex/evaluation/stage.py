@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from stylex.errors import ClassifierError, ConfigError, DataError, RunError
 from stylex.evaluation.controls import RANDOM_WEIGHTS, Rankings, other_selection, random_weight_ranking
 from stylex.evaluation.extractors import Extractor, load_extractor
 from stylex.evaluation.factors import FactorDetector, agreement
-from stylex.evaluation.measure import Evaluation, TestImages, evaluate, identify, prepare
+from stylex.evaluation.measure import COUNTS, Evaluation, TestImages, evaluate, identify, prepare
 from stylex.evaluation.quality import measure_quality
 from stylex.evaluation.reliance import FACES, background_of, redraw, some_faces
 from stylex.evaluation.study_protocol import StudyResult, StudySettings, study_protocol
@@ -32,6 +32,13 @@ log = logging.getLogger("stylex")
 
 NEEDED = ("attributes", "images", "measured", "agreement", "l1", "methods", "single")
 """What an evaluation.json must have to be read; one that another version wrote may have less."""
+
+
+PARTS = ("factors", "quality", "truth")
+"""What an evaluation holds only where it was asked for."""
+
+CONTROLS = frozenset({"AttFind subset", "AttFind independent", RANDOM_WEIGHTS})
+"""Methods that `control` adds."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +124,14 @@ def evaluate_run(
     source: str | None = None,
     faces: Faces | None = None,
     control: bool = False,
+    counts: Sequence[int] = COUNTS,
     on_progress: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure flip curves, controls and reconstruction on test images and keep them in the run.
+
+    What an earlier evaluation of the same attributes on the same images measured and this one was not asked
+    for (factors, quality, truth, the rankings of `control`) stays in evaluation.json, and is said; of other
+    attributes or images it goes.
 
     Args:
         test: what `prepare` made of the test images.
@@ -129,6 +141,7 @@ def evaluate_run(
         source: where the test images came from, by default the run's own source.
         control: measure AttFind's other selection too, and the attributes of a random-weight classifier (a
             search of its own).
+        counts: numbers of coordinates at which flip curves are measured.
         faces: of `load_faces`: compare with the classifier's true reliance too; needs a detector.
 
     Raises:
@@ -159,6 +172,7 @@ def evaluate_run(
         test,
         judge=judging,
         seed=run.config.seed,
+        counts=counts,
         others=others,
         on_progress=on_progress,
     )
@@ -180,9 +194,62 @@ def evaluate_run(
         found = replace(found, quality=figures)
     if faces is not None and detector is not None:
         found = replace(found, truth=_truth(explainer, faces, detector, on_progress))
-    about = {"attributes": explainer.fingerprint, "judge": None if judging is None else judging.fingerprint}
-    write_json(_file(run), about | found.to_json())
+    content = {
+        "attributes": explainer.fingerprint,
+        "judge": None if judging is None else judging.fingerprint,
+        **found.to_json(),
+    }
+    write_json(_file(run), _with_kept(explainer, content, source))
     return found
+
+
+def _with_kept(explainer: Explainer, content: dict[str, Any], source: str | None) -> dict[str, Any]:
+    """An evaluation, with the parts of the run's earlier one that still hold in place of those not measured.
+
+    Test images that the model samples say nothing of the real ones that image quality was measured against:
+    quality is kept there only where both are the run's own.
+    """
+    file = _file(explainer.run)
+    try:
+        old = read_json(file) if file.exists() else None
+    except RunError:
+        old = None  # damaged, and about to be replaced
+    if not isinstance(old, dict):
+        return content
+    parts = [part for part in PARTS if content[part] is None and old.get(part) is not None]
+    new = {method["method"] for method in content["methods"]}
+    methods = [each for each in old.get("methods", []) if each["method"] in CONTROLS - new]
+    lost = parts + sorted({each["method"] for each in methods})
+    if not lost:
+        return content
+    if _images_of(old) != _images_of(content) or old.get("attributes") != content["attributes"]:
+        log.warning("%s: %s of other attributes or images dropped", file, ", ".join(lost))
+        return content
+    confirming = "judge" in old and old["judge"] == content["judge"]
+    kept = [part for part in parts if part != "quality" or confirming or not _asks_judge(old[part])]
+    if explainer.model.encoder is None and source is not None and "quality" in kept:
+        kept.remove("quality")
+    found = {**content, **{part: old[part] for part in kept}}
+    if confirming:
+        found["methods"] = content["methods"] + methods
+        kept += sorted({each["method"] for each in methods})
+    dropped = [part for part in lost if part not in kept]
+    if dropped:
+        log.warning("%s: %s of another judge or other images dropped", file, ", ".join(dropped))
+    if kept:
+        log.warning("%s: keeps %s as measured before", file, ", ".join(kept))
+    return found
+
+
+def _images_of(content: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Names and pixels of what an evaluation was measured on."""
+    measured = content.get("measured")
+    return (measured.get("names"), measured.get("sha256")) if isinstance(measured, dict) else None
+
+
+def _asks_judge(quality: Any) -> bool:
+    fidelity = quality.get("fidelity") if isinstance(quality, dict) else None
+    return bool(fidelity and fidelity.get("judge_agreement") is not None)
 
 
 def _truth(
