@@ -156,13 +156,17 @@ def test_degraded_images_differ_each_by_itself_and_a_little() -> None:
     assert float((spoilt - images).abs().mean()) < 0.15
 
 
-def test_bad_input(detector: FactorDetector) -> None:
+def test_bad_input(detector: FactorDetector, tmp_path: Path) -> None:
     held_out = dataset().test
     with pytest.raises(DataError, match="no column 'color'; there are side"):
         score_factors(detector, replace(held_out, factors={"side": held_out.factors["side"]}))
     strange = held_out.factors | {"color": ("mauve", *held_out.factors["color"][1:])}
     with pytest.raises(DataError, match=r"2-0\.png: color is 'mauve'"):
         score_factors(detector, replace(held_out, factors=strange))
+    table = tmp_path / "table.csv"
+    table.write_text("file,color\n" + "".join(f"{name},red\n" for name in reversed(held_out.names)))
+    with pytest.raises(DataError, match=rf"table\.csv, row {len(held_out)}: 2-0\.png: color is 'mauve'"):
+        score_factors(detector, replace(held_out, factors=strange), source=table)
     with pytest.raises(DataError, match=r"\[N, 3, 16, 16\]"):
         detector(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ConfigError, match="not of 4"):

@@ -162,8 +162,9 @@ def test_a_target_outside_of_which_there_is_nothing() -> None:
     assert {entry.target for entry in found.methods} == {"yes"}
 
 
-def test_wu_is_left_out_where_no_image_shows_the_class() -> None:
+def test_wu_is_left_out_where_no_image_shows_the_class(caplog: pytest.LogCaptureFixture) -> None:
     assert all(entry.method != "Wu et al." for entry in measure().methods)
+    assert "Wu et al. towards 'yes' are left out" in caplog.text
     clear = [[0, 0, 0, -1, 0, 0.1], [0, 0, 0, -0.9, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0.9, 0, 0.2]]
     wu = method(measure(discovery=clear), "Wu et al.", "yes")
     assert wu.changes[0] == (1, 3)

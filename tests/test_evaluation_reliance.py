@@ -121,6 +121,11 @@ def test_figures_known_by_hand() -> None:
     assert [row.relied for row in looser] == [True, True, False]
 
 
+def test_classes_with_too_few_faces_outside_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    assert set(reliance(by_hand(), ("no", "yes"), resamples=9)) == {"yes"}
+    assert "not measured towards 'no' (0): fewer than 10 of 12 faces" in caplog.text
+
+
 def test_a_value_that_every_face_has_does_not_count() -> None:
     changes = np.array([[np.nan, 0.5, -1.0], [np.nan, 1.5, np.nan]])
     assert strongest(changes) == (1, 1.0)
@@ -142,6 +147,11 @@ def test_another_background(tmp_path: Path) -> None:
     redraw(shirts(), images, background="#ffffff")
     with pytest.raises(DataError, match="background"):
         redraw(shirts(), images)
+    with (tmp_path / "faces" / "factors.csv").open() as stream:
+        row = [line.split(",")[0] for line in stream].index(images.names[0])
+    for source in (tmp_path / "faces", tmp_path / "faces" / "factors.csv"):
+        with pytest.raises(DataError, match=rf"factors\.csv, row {row}: {images.names[0]}: is not the face"):
+            redraw(shirts(), images, source=source)
 
 
 def test_bad_input(faces: ImageSet) -> None:

@@ -224,7 +224,7 @@ def test_edits_of_a_linear_model() -> None:
     assert found.before.tolist() == [[0, 0], [0, 1]]
 
 
-def test_the_whole_measurement() -> None:
+def test_the_whole_measurement(caplog: pytest.LogCaptureFixture) -> None:
     random = np.random.default_rng(0)
     rows = np.zeros((24, 6))
     rows[:, 3] = random.uniform(-0.9, -0.2, 24)
@@ -256,6 +256,13 @@ def test_the_whole_measurement() -> None:
     assert towards.attributes[0].factor == "strong"
     assert towards.recall[1].interval.estimate == 1
     assert found.detector == {"strong": 0.99}
+    assert "not measured towards 'no' (3)" in caplog.text
+    inside = np.tile(np.float32([-1, 1]), (24, 1))  # the reconstructions are all in "yes", the faces are not
+    lost = measure_truth(
+        model, problems.unit_space(), findings, replace(test, logits=inside), faces, Reader()
+    )  # type: ignore[arg-type]
+    assert lost.targets == {}
+    assert "attributes towards 'yes' are not compared with the truth" in caplog.text
     content = found.to_json()
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     with pytest.raises(DataError, match="are not the test images"):

@@ -95,6 +95,7 @@ def reliance(
             explained,
             drawn.images,
             background=drawn.background,
+            source=drawn.source,
             on_progress=lambda done, total: display.update(task, completed=done, total=total),
         )
     found = measure(redrawn, explained.class_names, seed=seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stylex.data.files import DEFAULT, list_files
 from stylex.data.listing import Entry, Listing, assign_splits, file_stamp
-from stylex.data.options import DataOptions
+from stylex.data.options import DataOptions, split_source
 from stylex.data.splits import official_splits
 from stylex.errors import DataError, reason_of
 from stylex.extras import import_extra
@@ -83,6 +83,25 @@ def list_table(
         for row, split in zip(rows, splits, strict=True)
     ]
     return list_files(name or table.stem, table.parent, table, entries, options)
+
+
+def place_of(source: str | Path | None, name: str) -> str:
+    """Where an image stands, for messages: `faces/factors.csv, row 12: old/000011.png`, as far as is known.
+
+    Args:
+        source: a table, or a folder with a factors.csv.
+        name: of the image.
+    """
+    if source is None:
+        return name
+    path = Path(split_source(source)[0]).expanduser()
+    table = path / "factors.csv" if path.is_dir() else path
+    try:
+        rows = _parquet_rows(table) if table.suffix.lower() in PARQUET else _rows(table)
+    except DataError:
+        return f"{source}: {name}"
+    row = next((number for number, row in enumerate(rows, start=1) if name in row.values()), None)
+    return f"{table}: {name}" if row is None else f"{table}, row {row}: {name}"
 
 
 def _parquet_rows(table: Path) -> list[Mapping[str, str]]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylex.classifiers.architectures import Block
+from stylex.data.table import place_of
 from stylex.errors import CheckpointError, ConfigError, DataError
 from stylex.evaluation.intervals import Interval, wilson
 from stylex.hardware import Hardware, place
@@ -182,14 +183,21 @@ class FactorScore:
 
 
 def score_factors(
-    detector: FactorDetector, images: ImageSet, batch_size: int = 256
+    detector: FactorDetector,
+    images: ImageSet,
+    batch_size: int = 256,
+    *,
+    source: str | Path | None = None,
 ) -> dict[str, FactorScore]:
     """Accuracy on labelled images, as they are and blurred (see FactorScore).
+
+    Args:
+        source: folder or table that the images come from, for messages.
 
     Raises:
         DataError: no images, a factor without a column, or a value that the detector does not know.
     """
-    truth = {name: value_indices(images, name, values) for name, values in detector.factors.items()}
+    truth = {name: value_indices(images, name, values, source) for name, values in detector.factors.items()}
     pixels = images.batch(slice(None))
     sharp = detector.read(pixels, batch_size)
     soft = detector.read(blur(pixels, BLUR * detector.size / 64), batch_size)
@@ -281,8 +289,17 @@ def blur(images: Tensor, deviation: float) -> Tensor:
     return maps.reshape(images.shape)
 
 
-def value_indices(images: ImageSet, name: str, values: Sequence[str]) -> Values:
-    """The column as indices into `values`, UNKNOWN where the cell is empty."""
+def value_indices(
+    images: ImageSet, name: str, values: Sequence[str], source: str | Path | None = None
+) -> Values:
+    """The column as indices into `values`, UNKNOWN where the cell is empty.
+
+    Args:
+        source: folder or table that the images come from, for messages.
+
+    Raises:
+        DataError: no such column, a value that is not among `values`, or nothing but empty cells.
+    """
     if name not in images.factors:
         raise DataError(
             f"the images have no column {name!r}; there are {', '.join(images.factors) or 'none'}"
@@ -290,8 +307,11 @@ def value_indices(images: ImageSet, name: str, values: Sequence[str]) -> Values:
     places = {value: index for index, value in enumerate(values)} | {"": UNKNOWN}
     for file, value in zip(images.names, images.factors[name], strict=True):
         if value not in places:
-            raise DataError(f"{file}: {name} is {value!r}, which the detector does not know")
+            raise DataError(
+                f"{place_of(source, file)}: {name} is {value!r}, which the detector does not know"
+            )
     found: Values = np.array([places[value] for value in images.factors[name]], dtype=np.int64)
     if not (found != UNKNOWN).any():
-        raise DataError(f"no image says what its {name} is; fill in the column, or leave it out")
+        where = "" if source is None else f"{source}: "
+        raise DataError(f"{where}no image says what its {name} is; fill in the column, or leave it out")
     return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from stylex.evaluation.factors import FactorAgreement
     from stylex.evaluation.quality import Quality
     from stylex.evaluation.truth import Truth
+
+log = logging.getLogger("stylex")
 
 COUNTS = tuple(range(1, 21))
 """Numbers of coordinates at which flip curves are measured."""
@@ -217,8 +219,10 @@ def evaluate(
         rankings = {"AttFind": [entry.change for entry in ranked]}
         if len(ranked.distinct) < len(ranked):
             rankings[DISTINCT] = [entry.change for entry in ranked.distinct]
-        with suppress(DataError):  # no image shows the class clearly enough: there is nothing to compare with
+        try:
             rankings["Wu et al."] = rank_wu(searchable, probabilities, target, count=max(counts))
+        except DataError as error:  # no image shows the class clearly enough: nothing to compare with
+            log.warning("Wu et al. towards '%s' are left out: %s", name, error)
         for method, by_class in (others or {}).items():
             if by_class.get(name):
                 rankings[method] = list(by_class[name])

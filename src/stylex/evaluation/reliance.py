@@ -6,6 +6,7 @@ and nothing else, so the change of the classifier's output is the effect of glas
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,11 @@ from stylex.data.avatar_spec import AvatarSpec
 from stylex.data.decode import to_square
 from stylex.data.faces import BACKGROUND, FACTORS, render_face
 from stylex.data.images import ImageSet
+from stylex.data.table import place_of
 from stylex.errors import ConfigError, DataError
 from stylex.evaluation.intervals import Interval, bootstrap, wilson
+
+log = logging.getLogger("stylex")
 
 RELIED_SHARE = 0.1
 """A factor counts as relied on when its effect is at least this share of the largest factor's."""
@@ -121,6 +125,7 @@ def redraw(
     values: Mapping[str, Sequence[str]] | None = None,
     *,
     background: str = BACKGROUND,
+    source: str | Path | None = None,
     batch_size: int = 256,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Redrawn:
@@ -131,6 +136,7 @@ def redraw(
         values: factor → the values to try; by default those that occur among the faces. A factor with one
             value is left out, since nothing can be changed.
         background: colour that the faces were drawn on.
+        source: folder or table that the faces come from, for messages.
 
     Raises:
         DataError: no faces, a factor column is missing, a value cannot be drawn, or a face is not the one
@@ -145,7 +151,7 @@ def redraw(
     tried = {name: _values(faces, name, values) for name in FACTORS}
     tried = {name: found for name, found in tried.items() if len(found) > 1}
     size = int(faces.images.shape[1])
-    scale = _check_faces(faces, size, background)
+    scale = _check_faces(faces, size, background, source)
     rows = [{name: faces.factors[name][number] for name in FACTORS} for number in range(len(faces))]
     base = _classify(classifier, [np.asarray(image) for image in faces.images], batch_size)
     logits = {name: np.repeat(base[:, None], len(found), axis=1) for name, found in tried.items()}
@@ -190,9 +196,11 @@ def reliance(
     if not 0 < relied_share <= 1:
         raise ConfigError(f"the share from which a factor counts as relied on is {relied_share}: 0 to 1")
     found: Reliance = {}
+    few: list[str] = []
     for target, label in enumerate(class_names):
         outside = redrawn.outside(target)
         if len(outside) < LEAST_FACES:
+            few.append(f"'{label}' ({len(outside)})")
             continue
         changes = {name: redrawn.changes(name, target)[outside] for name in redrawn.values}
         most = max(strongest(each)[1] for each in changes.values())
@@ -219,6 +227,13 @@ def reliance(
                 )
             )
         found[label] = tuple(sorted(rows, key=lambda row: -row.effect.estimate))
+    if few and found:
+        log.warning(
+            "true reliance is not measured towards %s: fewer than %d of %d faces are outside",
+            ", ".join(few),
+            LEAST_FACES,
+            len(redrawn.names),
+        )
     if not found:
         raise DataError(
             f"{len(redrawn.names)} faces leave fewer than {LEAST_FACES} outside every class; take more faces"
@@ -267,7 +282,7 @@ def _others(
                 yield name, index
 
 
-def _check_faces(faces: ImageSet, size: int, background: str) -> int:
+def _check_faces(faces: ImageSet, size: int, background: str, source: str | Path | None) -> int:
     """How much larger than `size` the faces were drawn; see that each row describes its image.
 
     A set that is read smaller than it was rendered was resized by Lanczos, so its faces are compared with
@@ -283,7 +298,7 @@ def _check_faces(faces: ImageSet, size: int, background: str) -> int:
     for number, name in enumerate(faces.names):
         if off(number, scale) > _TOLERANCE:
             raise DataError(
-                f"{name}: is not the face that its row in the factor table describes; "
+                f"{place_of(source, name)}: is not the face that its row in the factor table describes; "
                 "the table belongs to other images, or the background is another than spec.yaml says"
             )
     return scale

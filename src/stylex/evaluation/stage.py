@@ -52,10 +52,11 @@ class QualityMeasures:
 
 @dataclass(frozen=True)
 class Faces:
-    """Rendered test faces that are drawn again with one factor changed, and the colour behind them."""
+    """Rendered test faces that are drawn again with one factor changed, the colour behind, their source."""
 
     images: ImageSet
     background: str
+    source: str | None = None
 
 
 def load_faces(data: Dataset, source: str, count: int = FACES) -> Faces:
@@ -66,7 +67,7 @@ def load_faces(data: Dataset, source: str, count: int = FACES) -> Faces:
     """
     if not len(data.test):
         raise DataError(f"{source}: no test faces to draw again; add images")
-    return Faces(some_faces(data.test, count), background_of(source))
+    return Faces(some_faces(data.test, count), background_of(source), source)
 
 
 def load_measures(
@@ -261,7 +262,13 @@ def _truth(
     say = on_progress or (lambda stage: None)
     model, seed = explainer.model, explainer.run.config.seed
     say(f"the classifier on {len(faces.images)} faces drawn again")
-    redrawn = redraw(model.classifier, faces.images, detector.factors, background=faces.background)
+    redrawn = redraw(
+        model.classifier,
+        faces.images,
+        detector.factors,
+        background=faces.background,
+        source=faces.source,
+    )
     test = prepare(model, faces.images, seed)
     space, findings = explainer.discovery.space, explainer.findings
     return measure_truth(model, space, findings, test, redrawn, detector, seed=seed, on_progress=say)

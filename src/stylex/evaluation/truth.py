@@ -6,6 +6,7 @@ factors the classifier really relies on, and how much. The two must agree.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ from stylex.evaluation.reliance import (
 )
 from stylex.model import Model
 from stylex.stylespace import StyleSpace
+
+log = logging.getLogger("stylex")
 
 ATTRIBUTES = 10
 """Attributes of each class that are read, by default."""
@@ -204,7 +207,15 @@ def measure_truth(
             continue
         say(f"factors that attributes towards {name} change")
         edits = read_edits(model, space, test, target, changes, COUNTS, detector)
-        if len(edits.rows) >= LEAST_FACES:
+        if len(edits.rows) < LEAST_FACES:
+            log.warning(
+                "attributes towards '%s' are not compared with the truth: of the reconstructions only %d are "
+                "outside, and %d are needed; take more faces",
+                name,
+                len(edits.rows),
+                LEAST_FACES,
+            )
+        else:
             targets[name] = judge(
                 edits,
                 redrawn,
