@@ -17,7 +17,15 @@ from stylex.data.avatars import render_avatars
 from stylex.data.faces import FACTORS, STANDARD_VALUES, render_face
 from stylex.data.images import ImageSet
 from stylex.errors import ConfigError, DataError
-from stylex.evaluation.reliance import Redrawn, background_of, redraw, reliance, some_faces, strongest
+from stylex.evaluation.reliance import (
+    Redrawn,
+    background_of,
+    crossed_effect,
+    redraw,
+    reliance,
+    some_faces,
+    strongest,
+)
 
 pytest.importorskip("python_avatars")
 
@@ -119,6 +127,45 @@ def test_figures_known_by_hand() -> None:
     assert rows[2].by_value == {"x": None, "y": pytest.approx(0), "z": pytest.approx(-1)}
     looser = reliance(by_hand(), ("no", "yes"), relied_share=0.15, resamples=99)["yes"]
     assert [row.relied for row in looser] == [True, True, False]
+
+
+def noisy(seed: int, effect: float, faces: int = 40, values: int = 6) -> Redrawn:
+    """Every value changes log-odds by noise of deviation 1; the last one of `real` adds `effect`."""
+    random = np.random.default_rng(seed)
+    base = np.tile(np.float32([1, -1]), (faces, 1))
+    own = {name: random.integers(0, values, faces) for name in ("null", "real")}
+    logits = {}
+    for name in own:
+        change = random.normal(0, 1, (faces, values))
+        change[:, -1] += effect * (name == "real")
+        change[np.arange(faces), own[name]] = 0
+        logits[name] = (base[:, None] + np.stack([-change / 2, change / 2], axis=2)).astype(np.float32)
+    names = tuple(str(number) for number in range(faces))
+    shown = tuple("abcdef"[:values])
+    return Redrawn(names, {"null": shown, "real": shown}, own, base, logits, "softmax")
+
+
+def test_a_factor_that_does_nothing_has_no_effect_on_average() -> None:
+    null, real, plain = [], [], []
+    for seed in range(200):
+        found = noisy(seed, 3.0)
+        changes = {name: found.changes(name, 1) for name in ("null", "real")}
+        null.append(crossed_effect(changes["null"], np.ones(40)))
+        real.append(crossed_effect(changes["real"], np.ones(40)) - np.nanmean(changes["real"][:, -1]))
+        plain.append(strongest(changes["null"])[1])
+    assert abs(np.mean(null)) < 4 * np.std(null) / len(null) ** 0.5
+    assert np.mean(plain) > 0.15  # the largest of the means of all faces
+    assert np.abs(real).max() < 1e-6, "both halves choose the same value: its plain mean"
+
+
+def test_intervals_of_nothing_cover_nothing() -> None:
+    rows = [
+        row.effect
+        for seed in range(40)
+        for row in reliance(noisy(seed, 3.0), ("no", "yes"), resamples=99)["yes"]
+        if row.factor == "null"
+    ]
+    assert sum(effect.low <= 0 <= effect.high for effect in rows) >= 34
 
 
 def test_classes_with_too_few_faces_outside_are_named(caplog: pytest.LogCaptureFixture) -> None:

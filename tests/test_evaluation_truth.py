@@ -19,8 +19,8 @@ from stylex.evaluation.chance import against, chance_of_recall, correlation
 from stylex.evaluation.edits import Edits, read_edits
 from stylex.evaluation.intervals import wilson
 from stylex.evaluation.measure import TestImages
-from stylex.evaluation.reliance import Redrawn
-from stylex.evaluation.truth import TargetTruth, _pooled_purity, measure_truth, unreliable
+from stylex.evaluation.reliance import Redrawn, reliance
+from stylex.evaluation.truth import TargetTruth, _Joint, _pooled_purity, measure_truth, unreliable
 from stylex.evaluation.truth import judge as judge_thoroughly
 
 FACTORS = ("a", "b", "c", "d")
@@ -114,6 +114,25 @@ def test_attributes_that_change_nothing_readable() -> None:
     assert found.attributes[0].factor is None
     assert found.correlation.interval.estimate == 0
     assert found.recall[1].interval.estimate == 0
+
+
+def test_true_effects_are_those_of_the_reliance() -> None:
+    """In the joint statistics, also where faces are inside the class and count several times."""
+    faces = redrawn((2.0, 1.0, 0.1, 0.0))
+    random = np.random.default_rng(0)
+    noise = {name: random.normal(0, 1, each.shape).astype(np.float32) for name, each in faces.logits.items()}
+    base = faces.base.copy()
+    base[:3] = (-1, 1)
+    faces = replace(
+        faces, base=base, logits={name: each + noise[name] for name, each in faces.logits.items()}
+    )
+    joint = _Joint(edits([[0, 0, 0, 0]], [2]), faces, 1, FACTORS, 0.2)
+    rows = reliance(faces, ("no", "yes"), resamples=9)["yes"]
+    found = dict(zip(FACTORS, joint.true_effects(np.ones(COUNT)), strict=True))
+    assert found == pytest.approx({row.factor: row.effect.estimate for row in rows})
+    twice = np.ones(COUNT)
+    twice[:3] = 7
+    assert joint.true_effects(twice) == pytest.approx(joint.true_effects(np.ones(COUNT)))
 
 
 def test_a_classifier_that_relies_on_nothing() -> None:

@@ -87,7 +87,8 @@ class FactorReliance:
     Attributes:
         factor: its name.
         value: the value that moves faces most towards the class.
-        effect: mean change of the class's log-odds when faces without that value get it.
+        effect: mean change of the class's log-odds when faces get the strongest value, which is chosen on
+            other faces than those that estimate it (see `crossed_effect`).
         size: mean absolute change over all faces outside and all other values.
         flips: share of those faces that this value alone sends to the class.
         relied: whether the factor counts as relied on (see RELIED_SHARE).
@@ -203,16 +204,18 @@ def reliance(
             few.append(f"'{label}' ({len(outside)})")
             continue
         changes = {name: redrawn.changes(name, target)[outside] for name in redrawn.values}
-        most = max(strongest(each)[1] for each in changes.values())
+        once = np.ones(len(outside))
+        most = max(crossed_effect(each, once) for each in changes.values())
         rows = []
         for name, each in changes.items():
-            value, effect = strongest(each)
+            value = strongest(each)[0]
             lacking = redrawn.own[name][outside] != value
             after = redrawn.logits[name][outside][lacking, value]
             flipped = in_class(after, target, redrawn.activation)
 
             def effect_of(index: FloatArray, each: FloatArray = each) -> float:
-                return strongest(each[index.astype(np.int64)])[1]
+                drawn = np.bincount(index.astype(np.int64), minlength=len(each))
+                return crossed_effect(each, drawn.astype(np.float64))
 
             numbers = np.arange(len(outside), dtype=np.float64)
             rows.append(
@@ -222,7 +225,7 @@ def reliance(
                     bootstrap(numbers, effect_of, resamples=resamples, seed=seed),
                     bootstrap(np.nanmean(np.abs(each), axis=1), np.mean, resamples=resamples, seed=seed),
                     wilson(int(flipped.sum()), len(flipped)),
-                    most > 0 and effect >= relied_share * most,
+                    most > 0 and crossed_effect(each, once) >= relied_share * most,
                     dict(zip(redrawn.values[name], _means(each), strict=True)),
                 )
             )
@@ -249,6 +252,30 @@ def strongest(changes: FloatArray) -> tuple[int, float]:
     means = np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf)
     best = int(means.argmax())
     return best, float(means[best])
+
+
+def crossed_effect(changes: FloatArray, weights: FloatArray) -> float:
+    """Mean change by a factor's strongest value, of changes [N, V] with NaN for the value that a face has.
+
+    The largest of several means of the same faces is above 0 also for a factor that does nothing. So the
+    value is chosen on every second face and its mean taken over the others, and the other way round; of both
+    the mean over all these faces. Where the halves agree, that is the plain mean of the value.
+
+    Args:
+        weights: [N], how often each face counts; a face stays in its half however often it is drawn.
+    """
+    known = ~np.isnan(changes)
+    halves = weights * np.stack([np.arange(len(changes)) % 2 == half for half in (0, 1)])
+    counts = halves @ known
+    sums = halves @ np.where(known, changes, 0.0)
+    usable = (counts > 0).all(axis=0)
+    if not usable.any():  # too few faces for two halves
+        counts, sums = counts.sum(axis=0), sums.sum(axis=0)
+        found = sums[counts > 0] / counts[counts > 0]
+        return float(found.max()) if found.size else 0.0
+    means = np.where(usable, sums / np.maximum(counts, 1e-12), -np.inf)
+    chosen = means.argmax(axis=1)
+    return float(sums[(1, 0), chosen].sum() / counts[(1, 0), chosen].sum())
 
 
 def background_of(source: str | Path) -> str:

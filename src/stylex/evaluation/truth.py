@@ -28,6 +28,7 @@ from stylex.evaluation.reliance import (
     RESAMPLES,
     Redrawn,
     Reliance,
+    crossed_effect,
     reliance,
 )
 from stylex.model import Model
@@ -325,33 +326,21 @@ class _Joint:
     def __init__(
         self, edits: Edits, redrawn: Redrawn, target: int, factors: Sequence[str], relied_share: float
     ) -> None:
-        outside = np.zeros(len(redrawn.names))
-        outside[redrawn.outside(target)] = 1.0
+        self._outside = redrawn.outside(target)
         self._rows = edits.rows
         self._share = relied_share
         self._changed = edits.changed  # [A, n, J]
         self._gains = edits.gains
-        self._effects: list[tuple[FloatArray, FloatArray] | None] = []
+        self._changes: list[FloatArray | None] = []
         for name in factors:
-            if name not in redrawn.values:
-                self._effects.append(None)  # it has one value among the faces: nothing can rely on it
-                continue
-            changes = redrawn.changes(name, target)
-            known = ~np.isnan(changes) * outside[:, None]
-            self._effects.append((np.where(known > 0, np.nan_to_num(changes), 0.0), known))
+            # One that has one value among the faces: nothing can rely on it.
+            known = name in redrawn.values
+            self._changes.append(redrawn.changes(name, target)[self._outside] if known else None)
 
     def true_effects(self, weights: FloatArray) -> FloatArray:
-        """Mean change of log-odds by each factor's strongest value, [J]."""
-        found = []
-        for each in self._effects:
-            if each is None:
-                found.append(0.0)
-                continue
-            counts = weights @ each[1]
-            means = np.where(counts > 0, (weights @ each[0]) / np.maximum(counts, 1), -np.inf)
-            best = float(means.max())
-            found.append(best if np.isfinite(best) else 0.0)
-        return np.array(found)
+        """Mean change of log-odds by each factor's strongest value, [J]; see `reliance.crossed_effect`."""
+        own = weights[self._outside]
+        return np.array([0.0 if each is None else crossed_effect(each, own) for each in self._changes])
 
     def relied(self, weights: FloatArray) -> BoolArray:
         effects = self.true_effects(weights)
