@@ -15,6 +15,7 @@ import problems
 import training_problems
 from stylex.attfind.search import discover
 from stylex.benchmarks import searching
+from stylex.benchmarks.machine import Peak
 from stylex.benchmarks.peers import StudyEvaluation
 from stylex.benchmarks.screening import ScreenedResult, bench_screened
 from stylex.config import AttFindSettings
@@ -30,7 +31,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
     styles = model.styles(problems._latents(model)[:3])
     space = StyleSpace.from_styles(model.generator.synthesis.layout, styles)
     monkeypatch.setattr(searching, "make_model", lambda name, hardware: (model, space, styles))
-    monkeypatch.setattr(searching, "convolution_peak", lambda hardware: 1e12)
+    monkeypatch.setattr(searching, "convolution_peak", lambda hardware: Peak(lambda: None, 10**11))
     return model, space, styles
 
 
@@ -41,7 +42,7 @@ def test_rates_are_put_together_from_layers(tiny: Any, monkeypatch: pytest.Monke
     def turns(works: Any, *_: Any) -> dict[str, float]:
         for work in works.values():
             work()
-        known = {"one at a time": 0.1, "batches": 0.4, "image": 1.0}
+        known = {"peak": 0.1, "one at a time": 0.1, "batches": 0.4, "image": 1.0}
         return {name: 0.2 if "prepared" in name else known.get(name, 1.7) for name in works}
 
     monkeypatch.setattr(searching, "interleaved", turns)

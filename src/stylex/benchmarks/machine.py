@@ -53,17 +53,34 @@ def describe(hardware: Hardware) -> Machine:
     )
 
 
-def convolution_peak(hardware: Hardware, channels: int = 256, size: int = 32, count: int = 8) -> float:
-    """FLOP/s of the best of several 3 × 3 convolutions, forward only: what convolutions reach at most here.
+@dataclass(frozen=True)
+class Peak:
+    """3 × 3 convolutions, forward only, and how many FLOP they are: the rate that others are compared with.
 
-    A multiplication and an addition count as two. Images [count, channels, size, size], channels_last.
+    To be run in turn with what is compared with it: on a shared machine the peak changes within minutes.
+    """
+
+    work: Callable[[], object]
+    flops: int
+
+
+def convolution_peak(
+    hardware: Hardware, channels: int = 256, size: int = 32, count: int = 8, repeats: int = 20
+) -> Peak:
+    """`repeats` convolutions of images [count, channels, size, size], channels_last.
+
+    A multiplication and an addition count as two.
     """
     images = torch.ones(count, channels, size, size).to(hardware.device, hardware.dtype)
     images = images.contiguous(memory_format=torch.channels_last)
     weight = torch.ones(channels, channels, 3, 3).to(hardware.device, hardware.dtype)
-    work = 2 * count * size**2 * channels**2 * 9
-    with torch.inference_mode():
-        return work / min(seconds_of(lambda: F.conv2d(images, weight, padding=1), hardware) for _ in range(9))
+
+    @torch.inference_mode()
+    def work() -> None:
+        for _ in range(repeats):
+            F.conv2d(images, weight, padding=1)
+
+    return Peak(work, repeats * 2 * count * size**2 * channels**2 * 9)
 
 
 def seconds_of(work: Callable[[], object], hardware: Hardware) -> float:

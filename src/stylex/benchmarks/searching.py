@@ -40,7 +40,11 @@ FEW_LAYERS = 3
 
 @dataclass(frozen=True)
 class WayResult:
-    """One way to measure changes: `flops` and memory are of what it really computes."""
+    """One way to measure changes.
+
+    FLOP are those of the synthesis and the classifier behind what has changed; up-sampling in four phases
+    multiplies by zeros as well, which do not count. Memory is what it really takes.
+    """
 
     evaluations_per_second: float
     flops_per_second: float
@@ -60,6 +64,8 @@ class WayResult:
 class SizeResult:
     """What was measured of one model; `layers` of all its convolutions, evenly chosen.
 
+    `convolution_peak_flops` is what convolutions alone reached, in turn with the rest; shares are of it.
+
     `peer_evaluations_per_second` is the peer's, at the study's size only. `where_the_time_goes` is of the
     operators of the sweep, of the layers measured; on a CPU only.
     """
@@ -69,6 +75,7 @@ class SizeResult:
     layers: int
     layers_in_all: int
     batch_size: int
+    convolution_peak_flops: float
     paths: dict[str, WayResult]
     peer_evaluations_per_second: float | None
     where_the_time_goes: tuple[Share, ...] = ()
@@ -86,6 +93,7 @@ class SizeResult:
             "layers": self.layers,
             "layers_in_all": self.layers_in_all,
             "batch_size": self.batch_size,
+            "convolution_peak_tflops": self.convolution_peak_flops / 1e12,
             "paths": {name: path.to_json() for name, path in self.paths.items()},
             "peer_evaluations_per_second": self.peer_evaluations_per_second,
             "speedup": self.speedup,
@@ -99,7 +107,6 @@ class AttFindBenchmark:
 
     machine: Machine
     rounds: int
-    convolution_peak_flops: float
     sizes: list[SizeResult]
     screened: ScreenedResult | None = None
 
@@ -107,7 +114,6 @@ class AttFindBenchmark:
         return {
             "machine": self.machine.to_json(),
             "rounds": self.rounds,
-            "convolution_peak_tflops": self.convolution_peak_flops / 1e12,
             "sizes": [size.to_json() for size in self.sizes],
             "screened": None if self.screened is None else self.screened.to_json(),
         }
@@ -140,7 +146,6 @@ def bench_attfind(
         ConfigError: the peer's folder holds something else.
     """
     module = None if peer is None else load_peer(peer)
-    peak = convolution_peak(hardware)
     found = []
     for number, name in enumerate(sizes):
 
@@ -155,13 +160,13 @@ def bench_attfind(
                 theirs = StudyEvaluation(
                     module, _classifier(64).eval().requires_grad_(False), 64, 2, hardware.device
                 )
-            found.append(_measure(name, hardware, rounds, theirs, peak, told))
+            found.append(_measure(name, hardware, rounds, theirs, told))
     spared = None
     if screened and "shipped" in sizes:
         run = Run.open(demo_folder())
         model = load_model(run, hardware)
         spared = bench_screened(model, load_discovery(run, model), run.config.attfind, run.config.seed)
-    return AttFindBenchmark(describe(hardware), rounds, max(peak, convolution_peak(hardware)), found, spared)
+    return AttFindBenchmark(describe(hardware), rounds, found, spared)
 
 
 def make_model(name: SizeName, hardware: Hardware) -> tuple[Model, StyleSpace, Tensor]:
@@ -223,7 +228,6 @@ def _measure(
     hardware: Hardware,
     rounds: int,
     theirs: StudyEvaluation | None,
-    peak: float,
     on_round: Callable[[int], None],
 ) -> SizeResult:
     model, space, styles = make_model(name, hardware)
@@ -233,7 +237,9 @@ def _measure(
     batch_size = choose_batch(model, space, styles, 1.0).batch_size
     layers = _layers(model, space, batch_size, FEW_LAYERS if name == "authors" else None)
     rows = min(batch_size, max(layer.changes for layer in layers))
+    convolution = convolution_peak(hardware)
     works: dict[str, Callable[[], object]] = {
+        "peak": convolution.work,
         "one at a time": lambda: _whole(model, style),
         "batches": lambda: _whole(model, style.repeat(rows, 1)),
         "image": lambda: _sweep(model, space, style, batch_size, torch.zeros_like(layers[0].mask)),
@@ -248,6 +254,7 @@ def _measure(
     seconds = interleaved(works, hardware, rounds, on_round)
     memory = {key: _memory(works[key], hardware) for key in ("one at a time", "batches")}
     memory["sweep"] = max(_memory(works[f"layer {layer.number}"], hardware) for layer in layers)
+    peak = convolution.flops / seconds["peak"]
     whole, behind = _flops(model, style, layers)
     changes = sum(layer.changes for layer in layers)
     image = seconds["image"]
@@ -271,7 +278,7 @@ def _measure(
     peer = None if theirs is None else 1 / seconds["peer"]
     cpu = hardware.device.type == "cpu"  # elsewhere operators only order what is done
     places = as_shares(_times(works, layers)) if cpu else []
-    return SizeResult(name, space.size, len(layers), in_all, batch_size, paths, peer, tuple(places))
+    return SizeResult(name, space.size, len(layers), in_all, batch_size, peak, paths, peer, tuple(places))
 
 
 def _times(works: Mapping[str, Callable[[], object]], layers: Sequence[_Layer]) -> dict[str, float]:

@@ -163,6 +163,8 @@ def bench_training(
             works["peer, R1"] = lambda: theirs.step(with_r1=True)
         for name in ("wide", "fast", "warm-up"):
             works[name] = _cycle(steps[name])
+        peak = convolution_peak(hardware)
+        works["peak"] = peak.work
         found = interleaved(
             works, hardware, rounds, None if on_progress is None else lambda done: on_progress(done, rounds)
         )
@@ -180,7 +182,7 @@ def bench_training(
         wide_images_per_second=cycle / found["wide"],
         fast_images_per_second=cycle / found["fast"],
         fast_warm_up_images_per_second=cycle / found["warm-up"],
-        convolution_peak_flops=convolution_peak(hardware),
+        convolution_peak_flops=peak.flops / found["peak"],
         achieved_flops=counter.total / found["wide"],
         where_the_time_goes=places,
     )

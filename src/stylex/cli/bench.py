@@ -157,11 +157,11 @@ def attfind(
             on_progress=lambda done, total: display.update(task, completed=done, total=total),
         )
     lines = [f"machine: {found.machine}"]
-    lines.append(f"a convolution reaches {found.convolution_peak_flops / 1e12:.2f} TFLOP/s")
     for each in found.sizes:
         lines.append(
             f"{each.name}: {each.coordinates} coordinates, batches of {each.batch_size}, "
-            f"{each.layers} of {each.layers_in_all} layers"
+            f"{each.layers} of {each.layers_in_all} layers; "
+            f"a convolution reaches {each.convolution_peak_flops / 1e12:.2f} TFLOP/s"
         )
         for name, way in each.paths.items():
             lines.append(
