@@ -238,6 +238,11 @@ def test_the_display_counts_only_what_is_measured(monkeypatch: pytest.MonkeyPatc
         view.on_changes(50)
         view.on_progress(5, 10)
         assert view.about() == "image 5/10, 25 coordinates/s, time left 0:00:10"
+        for image in (6, 7):  # of a screened search's later stage: a fifth of the changes
+            clock["now"] += 1.0
+            view.on_changes(20)
+            view.on_progress(image, 10)
+        assert view.about() == "image 7/10, 18 coordinates/s, time left 0:00:04"
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,7 @@ def test_from_images_and_classifier_to_a_model_in_the_time_given(
     code, shown, said = stylex(*command)
     assert code == 0, said
     assert "chosen:" not in said
+    assert "--time-budget plans a new run" in said
     assert Run.open(run.path).config == run.config
     result = json.loads(shown)
     assert result["images"] >= recipe.training.total_kimg * 1000

@@ -54,7 +54,7 @@ def sweep(
         shift: 1 moves a coordinate to the end of its range.
         batch_size: changed images synthesised and classified at once; memory, not the result, depends on it.
         on_image: called after every image.
-        on_changes: called after every batch; the counts of an image add up to 2·S.
+        on_changes: called after every batch; the counts of an image add up to the changes that are wanted.
         wanted: mask [2, S] of the changes to measure; the others take the unchanged logits.
     """
     classes = len(model.class_names)
@@ -188,8 +188,6 @@ def _sweep_joined(
             row += 1 + len(group.channels)
         if on_changes is not None:
             on_changes(sum(len(group.channels) for group in batch))
-    if on_changes is not None:
-        on_changes(wanted.numel() - int(wanted.sum()))
     return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,11 +12,15 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from stylex.cli.output import errors
 
+RECENT_IMAGES = 9
+"""Of which the display takes what an image is."""
+
 
 class SweepView:
     """What `search` calls while it measures; `coordinates` of an image, each counted once for both ends.
 
     Images that an earlier search left are no work of this one: rate and time left hang on what it measures.
+    A screened search measures fewer changes of later images: the last few say what one takes.
     """
 
     def __init__(self, display: Progress, coordinates: int) -> None:
@@ -24,6 +29,7 @@ class SweepView:
         self._measured = 0  # changes, two a coordinate
         self._done = self._at = 0
         self._total: int | None = None
+        self._marks: deque[tuple[int, int]] = deque(maxlen=RECENT_IMAGES)  # images done, changes measured
         self._task = display.add_task("measuring effects", total=None, about="")
 
     def on_progress(self, done: int, total: int) -> None:
@@ -31,6 +37,7 @@ class SweepView:
         if self._total is None:
             self._begin = self._begin if self._measured else time.monotonic()
         self._done, self._total, self._at = done, total, self._measured
+        self._marks.append((done, self._measured))
         self._show()
 
     def on_changes(self, count: int) -> None:
@@ -49,12 +56,20 @@ class SweepView:
         if self._measured:
             parts.append(f"{self.rate:,.0f} coordinates/s")
             if self._total is not None:
-                left = (self._total - self._done) * self._coordinates - (self._measured - self._at) / 2
+                left = (self._total - self._done) * self._each / 2 - (self._measured - self._at) / 2
                 parts.append(f"time left {timedelta(seconds=round(max(0.0, left) / self.rate))}")
         return ", ".join(parts)
 
+    @property
+    def _each(self) -> float:
+        """Changes that are measured of an image, by the last ones."""
+        (images, before), (now, after) = (
+            (self._marks[0], self._marks[-1]) if self._marks else ((0, 0), (0, 0))
+        )
+        return (after - before) / (now - images) if after > before else 2.0 * self._coordinates
+
     def _show(self) -> None:
-        completed = self._done + (self._measured - self._at) / (2 * self._coordinates)
+        completed = self._done + min(1.0, (self._measured - self._at) / self._each)
         self._display.update(self._task, completed=completed, total=self._total, about=self.about())
 
 

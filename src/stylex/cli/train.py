@@ -113,6 +113,9 @@ def train(
                     explained = _same_classifier(run, classifier)
             if request is not None:
                 config = _planned(config, request, explained, chosen, budget, world)
+                parallel.check_shares(config.recipe, processes)  # it may have made batches smaller
+            elif budget is not None and world.first:
+                note("--time-budget plans a new run; this one goes on to the length that it was planned with")
             if dry_run:
                 around = _stand_in(explained, config, data or config.data)
                 _estimate(out, run, config, data or config.data, around, chosen, as_json)
@@ -146,6 +149,11 @@ def _planned(
         found = plan(config, source, around, chosen, fixed=request.fixed(), budget_s=budget)
         for reason in found.reasons:
             note(f"chosen: {reason}")
+        if budget is not None and world.size > 1:
+            note(
+                f"the budget was planned with the speed of one process; {world.size} take less time for the "
+                "same images: --set training.total_kimg=… trains longer"
+            )
         for sentence in never_begins(found.config.recipe):
             note(f"warning: {sentence}")
         return found.config.model_dump(mode="json")
