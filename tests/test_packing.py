@@ -14,7 +14,7 @@ from stylex.demo import MARK, held_demo, prepare_demo
 from stylex.errors import RunError
 from stylex.explainer import load_images
 from stylex.packing import pack
-from stylex.run import Run
+from stylex.run import Run, read_json, write_json
 
 
 @pytest.fixture
@@ -29,6 +29,13 @@ def test_packed_images_come_back_in_their_sets(run: Run, tmp_path: Path) -> None
     again = load_images(packed)
     assert [len(part) for part in (again.training, again.discovery, again.test)] == [2, 3, 4]
     assert (again.test.images[-1] == data.test.images[-1]).all()
+
+
+def test_where_the_start_of_a_run_lies_stays_at_home(run: Run, tmp_path: Path) -> None:
+    about = read_json(run.path / "run.json")
+    write_json(run.path / "run.json", about | {"from": {"run": "/home/me/secret/first", "step": 3}})
+    packed = pack(run, load_dataset(run.config.data, size=16, labelled=False), tmp_path / "out", test=1)
+    assert read_json(packed.path / "run.json")["from"] == {"run": "first", "step": 3}
 
 
 def test_what_is_there_is_not_overwritten(run: Run, tmp_path: Path) -> None:

@@ -56,7 +56,10 @@ def pack(
     counts = {"training": training, "discovery": discovery, "test": test}
     _write_images(out / "images", {name: (getattr(data, name), count) for name, count in counts.items()})
     # Last: a folder without it counts as half-written.
-    write_json(out / "run.json", read_json(run.path / "run.json"))
+    about = read_json(run.path / "run.json")
+    if "from" in about:  # its place on this machine is nobody else's business
+        about["from"]["run"] = Path(about["from"]["run"]).name
+    write_json(out / "run.json", about)
     return Run.open(out)
 
 
