@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from stylex.attfind.search import discover
 from stylex.classifiers import Classifier
 from stylex.data.images import ImageSet
 from stylex.errors import DataError, RunError
+from stylex.model import Model
 from stylex.run import Run
 
 SETTINGS = problems.everything(images_per_class=4)
@@ -45,6 +47,29 @@ def test_discovery_takes_images_of_every_class() -> None:
         expected, _ = model.encode(images().batch([number]))
         torch.testing.assert_close(style, expected[0])
     assert torch.equal(found.space.low, found.space.searchable(found.styles).amin(0))
+
+
+def test_discovery_holds_a_batch_of_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And takes the same images as with everything at once."""
+    model = problems.tiny_model()
+    whole = discover(model, training_problems.images(40), SETTINGS)
+    held: list[int] = []
+    encode, classify = Model.encode, Model.classify
+
+    def encoded(self: Model, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        held.append(len(images))
+        return encode(self, images)
+
+    def classified(self: Model, images: torch.Tensor) -> torch.Tensor:
+        held.append(len(images))
+        return classify(self, images)
+
+    monkeypatch.setattr(Model, "encode", encoded)
+    monkeypatch.setattr(Model, "classify", classified)
+    found = discover(replace(model, batch_size=8), training_problems.images(40), SETTINGS)
+    assert max(held) == 8
+    assert found.names == whole.names
+    torch.testing.assert_close(found.styles, whole.styles)
 
 
 def test_a_class_that_is_missing() -> None:

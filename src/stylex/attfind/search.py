@@ -87,9 +87,10 @@ def discover(model: Model, images: SearchSource, settings: AttFindSettings, seed
     """Encode discovery images (or sample latents) until there are `images_per_class` of every class.
 
     Images are encoded in a random order, the same for a seed, in parts of POOL_FACTOR times the number that
-    is wanted; the next part only while a class lacks images. Latents are taken in the order given. Fewer of a
-    class are taken where there are no more. The class is the argmax of the classifier on the reconstruction
-    (notebook). Ranges are taken over exactly these images.
+    is wanted; the next part only while a class lacks images. No more than a batch of the model's is held as
+    pixels. Latents are taken in the order given. Fewer of a class are taken where there are no more. The
+    class is the argmax of the classifier on the reconstruction (notebook). Ranges are taken over exactly
+    these images.
 
     Of a class that no image counts as nothing is searched; that is said.
 
@@ -102,7 +103,9 @@ def discover(model: Model, images: SearchSource, settings: AttFindSettings, seed
     seen = 0
     for latents, called in _pools(model, images, settings, seed):
         styles = model.styles(latents)
-        logits = model.classify(model.synthesise(styles)).cpu()
+        logits = torch.cat(
+            [model.classify(model.synthesise(few)).cpu() for few in torch.split(styles, model.batch_size)]
+        )
         seen += len(called)
         chosen: set[int] = set()
         for target in range(len(missing)):
@@ -164,7 +167,9 @@ def _pools(
     order = np.random.default_rng(seed).permutation(len(images))  # sources are often sorted by class
     for first in range(0, len(order), size):
         part = order[first : first + size]
-        yield model.encode(images.batch(part))[0], [images.names[number] for number in part]
+        few = [part[begin : begin + model.batch_size] for begin in range(0, len(part), model.batch_size)]
+        latents = torch.cat([model.encode(images.batch(numbers))[0] for numbers in few])
+        yield latents, [images.names[number] for number in part]
 
 
 def search(
