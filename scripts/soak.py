@@ -34,6 +34,9 @@ from stylex.run import Run, read_tensors, write_json
 
 RESOLUTION, BATCH, STEPS_A_CHECKPOINT = 16, 4, 5
 
+START_SHARE = 0.4
+"""Of a whole training's time, within which a kill at any moment falls: mostly before its first steps."""
+
 SETTINGS = {
     "network.channel_base": 128,
     "network.channel_max": 8,
@@ -133,13 +136,13 @@ def kill_once(start: list[str], out: Path, numbers: random.Random, *, anywhere: 
     """Start, wait for a random moment, kill. Returns whether it was still running.
 
     Args:
-        anywhere: at any moment of the first 0.7 · `typical` seconds; else after new checkpoints.
+        anywhere: at any moment of the first START_SHARE · `typical` seconds; else after new checkpoints.
     """
     wanted = newest_step(out) + STEPS_A_CHECKPOINT * numbers.choice((1, 2))
     begin = time.monotonic()
     process = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if anywhere:
-        time.sleep(numbers.uniform(0, 0.7 * typical))
+        time.sleep(numbers.uniform(0, START_SHARE * typical))
     else:
         while newest_step(out) < wanted and process.poll() is None and time.monotonic() - begin < 300:
             time.sleep(0.002)
