@@ -35,10 +35,10 @@ from stylex.benchmarks.machine import describe
 from stylex.config import load_recipe
 from stylex.data import preview
 from stylex.hardware import choose
+from stylex.reproduce.kept import finished
 from stylex.run import Run, read_json, write_json
 from stylex.training.costs import measure_size, measure_step
 from stylex.training.plan import SCHEDULE_KEYS, TRAINING_SHARE, Measurement, fitting_total, scale_total
-from stylex.training.schedule import total_images
 from stylex.training.setup import Request
 
 TRIAL_SECONDS = 10.0
@@ -185,13 +185,6 @@ def lengths_of(rows: Sequence[Row], given: argparse.Namespace) -> dict[str, list
     return {row.name: kept["rows"][row.name]["length"] for row in rows}
 
 
-def finished(folder: Path) -> bool:
-    """Whether a row's training has reached its end; there is a model from the first checkpoint on."""
-    run = Run.open(folder)
-    found = run.newest_checkpoint()
-    return found is not None and int(found[1]["images"]) >= total_images(run.config.recipe)
-
-
 def figures(folder: Path) -> dict[str, Any]:
     """What the table says of a row that is done."""
     run = Run.open(folder)
@@ -306,7 +299,7 @@ def work(row: Row, given: argparse.Namespace, cores: set[int], length: Sequence[
     given.out.mkdir(parents=True, exist_ok=True)
     with (given.out / f"{row.name}.log").open("a", encoding="utf-8") as log:
         for file, command in commands(row, given, folder, length).items():
-            if (folder / file).exists() and (file != "model.safetensors" or finished(folder)):
+            if (folder / file).exists() and (file != "model.safetensors" or finished(Run.open(folder))):
                 continue
             print("$", " ".join(command[2:]), file=log, flush=True)
             pinned = ["taskset", "-c", ",".join(map(str, sorted(cores))), *command] if cores else command

@@ -16,7 +16,7 @@ from stylex.data import ImageSet, load_dataset
 from stylex.errors import DataError
 from stylex.explainer import demo_folder
 from stylex.questions import hypothesis
-from stylex.questions.examples import matched, none_of, spread
+from stylex.questions.examples import matched, spread
 
 
 def test_draws_are_spread_over_the_classes() -> None:
@@ -46,12 +46,6 @@ def test_with_and_without_are_of_the_same_classes() -> None:
     assert [np.bincount(labels[each]).tolist() for each in few] == [[4, 4], [4, 4]]
     assert [len(each) for each in matched(has, 30, 0)] == [30, 30]
     assert [len(each) for each in matched(has & False, 30, 0, labels)] == [0, 0]
-
-
-def test_images_that_are_examples() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
-    assert none_of(pictures, pictures[[1, 4]]).tolist() == [0, 2, 3, 5]
-    assert none_of(pictures, 255 - pictures).tolist() == list(range(6))
 
 
 @pytest.fixture

@@ -278,9 +278,10 @@ def _from_folders(with_: Path, without: Path, size: int) -> tuple[ImageSet, npt.
 
 def _others(candidates: ImageSet, examples: ImageSet, most: int, seed: int) -> ImageSet:
     """At most `most` test images that are no examples, as many of each class as far as labels are known."""
-    from stylex.questions.examples import none_of, spread
+    from stylex.data.overlap import equal_pixels
+    from stylex.questions.examples import spread
 
-    kept = candidates.select(none_of(candidates.images, examples.images))
+    kept = candidates.select(np.flatnonzero(~equal_pixels(candidates, (examples,))))
     if len(candidates) and not len(kept):
         raise DataError("all test images are among the examples; give other examples, or other images")
     if len(kept) < len(candidates):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import numpy.typing as npt
 
@@ -49,12 +47,6 @@ def matched(
     return found[0], found[1]
 
 
-def none_of(images: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> IndexArray:
-    """Positions of the images [N, S, S, 3] whose pixels are those of none of the others [M, S, S, 3]."""
-    known = {_digest(each) for each in others}
-    return np.array([i for i, each in enumerate(images) if _digest(each) not in known], np.int64)
-
-
 def _strata(count: int, labels: LabelArray | None) -> list[IndexArray]:
     """Positions of the images of each class."""
     if labels is None:
@@ -72,7 +64,3 @@ def _shares(sizes: IndexArray, most: int) -> IndexArray:
             shares[place] += taken
             most -= taken
     return shares
-
-
-def _digest(image: npt.NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
