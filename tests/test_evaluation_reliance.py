@@ -168,6 +168,62 @@ def test_intervals_of_nothing_cover_nothing() -> None:
     assert sum(effect.low <= 0 <= effect.high for effect in rows) >= 34
 
 
+class Told(nn.Module):
+    """A classifier whose log-odds of the first class are known for every picture of a list."""
+
+    def __init__(self, pictures: list[Any], odds: list[float]) -> None:
+        super().__init__()
+        self.odds: dict[bytes, float] = {}
+        for picture, value in zip(pictures, odds, strict=True):
+            assert self.odds.setdefault(picture.tobytes(), value) == value, "alike faces of unlike classes"
+
+    def forward(self, images: Tensor) -> Tensor:
+        pictures = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        found = torch.tensor([self.odds[picture.tobytes()] for picture in pictures])
+        return torch.stack([found / 2, -found / 2], dim=1)
+
+
+def test_a_conjunction_and_what_only_goes_along_with_it(tmp_path: Path) -> None:
+    """A wizard has a beard and glasses; clothing that goes along with both, and all else, does nothing."""
+    wizard = Path(__file__).parent.parent / "scripts" / "avatar_specs" / "wizard.yaml"
+    render_avatars(tmp_path / "faces", count=70, size=SIZE, seed=4, spec=wizard, processes=1)
+    sets = load_dataset(tmp_path / "faces", use_cache=False)
+    images = max((sets.training, sets.discovery, sets.test), key=len)
+    rows = [{name: images.factors[name][number] for name in FACTORS} for number in range(len(images))]
+    navy = np.array([row["clothing_color"] == "navy" for row in rows])
+    is_wizard = np.array([row["facial_hair"] == "beard" and row["glasses"] == "glasses" for row in rows])
+    assert np.corrcoef(navy, is_wizard)[0, 1] > 0.6, "the companion is there to mislead"
+
+    drawn, odds = [], []
+    for row in rows:
+        for factor in FACTORS:
+            for value in sorted(set(images.factors[factor])):
+                changed = row | {factor: value}
+                drawn.append(render_face(changed, SIZE))
+                both = changed["facial_hair"] == "beard" and changed["glasses"] == "glasses"
+                odds.append(4.0 if both else -2.0)
+    told = Classifier(Told(drawn, odds), class_names=("wizard", "other"), input_size=None).freeze()
+    found = reliance(redraw(told, images), ("wizard", "other"), resamples=99)
+
+    for rows_of, value_of in ((found["wizard"], "beard"), (found["other"], None)):
+        causes = {row.factor: row for row in rows_of if row.relied}
+        assert set(causes) == {"facial_hair", "glasses"}
+        assert value_of in (None, causes["facial_hair"].value)
+        assert all(row.size.estimate == 0 for row in rows_of if not row.relied)
+    other = {row.factor: row.effect.estimate for row in found["other"]}
+    assert other["glasses"] == pytest.approx(6), "a wizard without either is none"
+    assert other["facial_hair"] == pytest.approx(6)
+    lacking = [row for row, both in zip(rows, is_wizard, strict=True) if not both]
+    towards = {row.factor: row.effect.estimate for row in found["wizard"]}
+    for factor, value, needed in (
+        ("glasses", "glasses", ("facial_hair", "beard")),
+        ("facial_hair", "beard", ("glasses", "glasses")),
+    ):
+        without = [row for row in lacking if row[factor] != value]
+        share = np.mean([row[needed[0]] == needed[1] for row in without])
+        assert towards[factor] == pytest.approx(6 * share), "half a wizard becomes one, others do not"
+
+
 def test_classes_with_too_few_faces_outside_are_named(caplog: pytest.LogCaptureFixture) -> None:
     assert set(reliance(by_hand(), ("no", "yes"), resamples=9)) == {"yes"}
     assert "not measured towards 'no' (0): fewer than 10 of 12 faces" in caplog.text
