@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from sklearn.decomposition import FastICA
 from torch import Tensor, nn
 
 import training_problems as problems
@@ -22,7 +20,7 @@ from stylex.networks import build
 from stylex.networks.evidence import DEVIATION, MAP_SIZE, Evidence, halvings
 from stylex.run import read_json
 from stylex.training import evidence as fitting
-from stylex.training.evidence import FAIR, EvidenceFit, _decompose, fit_evidence, time_evidence
+from stylex.training.evidence import FAIR, EvidenceFit, fit_evidence, time_evidence
 from stylex.training.progress import Preparation, Progress
 from stylex.training.randomness import StepRandom
 from stylex.training.stopping import StopRequest
@@ -165,57 +163,6 @@ def test_time_is_told_for_each_image() -> None:
     assert time_evidence(images, classifier, CPU, clock=lambda: next(ticks)) == (0.5, 0.5)
 
 
-def test_what_cancels_over_its_places_belongs_to_the_cause_that_acts_there() -> None:
-    """Grey hair is seen at more places where it is long; how long it is says nothing by itself."""
-    random = np.random.default_rng(0)
-    grey, long, glasses = random.choice([-1.0, 1.0], (3, 4000))
-    maps = np.zeros((4000, 2, MAP_SIZE, MAP_SIZE))
-    maps[:, 1, :4] = 2.0 * grey[:, None, None]
-    maps[:, 1, :2] += (1.5 * long)[:, None, None]
-    maps[:, 1, 2:4] -= (1.4 * long)[:, None, None]
-    maps[:, 1, 8:10] = 1.5 * glasses[:, None, None]
-    maps[:, 0] = -maps[:, 1]
-    maps = maps.reshape(4000, -1)
-    evidence = Evidence(32, 2, 6)
-    held, shares = _decompose(evidence, maps, "softmax", 0)
-    assert held > 0.98
-    assert evidence.used == len(shares) == 2
-    found = (maps - evidence.mean.numpy()) @ evidence.unmixing.numpy().T
-    log_odds = maps[:, 256:].sum(axis=1)
-    hair = 16 * MAP_SIZE // 4 * 2.0 * grey + MAP_SIZE * 2 * 0.1 * long
-    assert np.corrcoef(found[:, 0], hair)[0, 1] > 0.995
-    assert np.corrcoef(found[:, 1], glasses)[0, 1] > 0.995
-    rebuilt = np.array(shares) @ found[:, :2].T / DEVIATION * log_odds.std()
-    assert np.corrcoef(rebuilt, log_odds)[0, 1] > 0.99
-
-
-def test_what_cancels_where_nothing_else_acts_stays_by_itself() -> None:
-    random = np.random.default_rng(0)
-    cause, shift = random.choice([-1.0, 1.0], (2, 500))
-    maps = np.zeros((500, 1, MAP_SIZE, MAP_SIZE))
-    maps[:, 0, :2] = cause[:, None, None]
-    maps[:, 0, 12] = 4 * shift[:, None]
-    maps[:, 0, 13] = -4 * shift[:, None]  # speaks for nothing at all, and varies most
-    evidence = Evidence(32, 1, 3)
-    _, shares = _decompose(evidence, maps.reshape(500, -1), "sigmoid", 0)
-    found = (maps.reshape(500, -1) - evidence.mean.numpy()) @ evidence.unmixing.numpy().T
-    assert np.isfinite(found).all()
-    assert shares == pytest.approx((1.0, 0.0), abs=0.02)
-    assert abs(np.corrcoef(found[:, 1], shift)[0, 1]) > 0.99
-
-
-def test_there_is_a_cause_where_everything_cancels() -> None:
-    random = np.random.default_rng(0)
-    value = random.normal(size=500)
-    maps = np.zeros((500, 1, MAP_SIZE, MAP_SIZE))
-    maps[:, 0, :8] = value[:, None, None]
-    maps[:, 0, 8:] = -0.9 * value[:, None, None]
-    evidence = Evidence(32, 1, 3)
-    held, shares = _decompose(evidence, maps.reshape(500, -1), "sigmoid", 0)
-    assert held > 0.99
-    assert len(shares) == 1
-
-
 @pytest.mark.parametrize("size", [16, 32, 64, 256])
 def test_maps_have_one_size_and_sums_are_differentiable(size: int) -> None:
     evidence = Evidence(size, 3, 4)
@@ -343,25 +290,3 @@ def test_labels_that_do_not_exclude_each_other_speak_each_for_itself() -> None:
 class First(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         return logits[:, :1]
-
-
-def test_two_causes_of_one_class_come_apart_from_every_start() -> None:
-    """Causes of two values each, more frequent in one class: one start of three ends at their sum."""
-    random = np.random.default_rng(1)
-    label = random.random(4000) < 0.5
-    causes = [
-        random.random(4000) < np.where(label, *odds) for odds in ((0.8, 0.1), (0.75, 0.2), (0.35, 0.65))
-    ]
-    true = np.stack([*causes, random.normal(size=4000)], axis=1).astype(float)
-    mixed = (true - true.mean(axis=0)) / true.std(axis=0) @ random.normal(size=(4, 4))
-    variances, axes = np.linalg.eigh(np.cov(mixed.T))
-    white = (mixed - mixed.mean(axis=0)) @ (axes / np.sqrt(variances))
-
-    def worst(rotation: npt.NDArray[np.float64]) -> float:
-        found = np.abs(np.corrcoef(true.T, rotation @ white.T))[:4, 4:]
-        return float(found.max(axis=1)[:2].min())
-
-    alone = [FastICA(whiten=False, random_state=seed).fit(white).components_ for seed in range(12)]
-    assert min(map(worst, alone)) < 0.85
-    assert min(worst(fitting.independent(white, seed)) for seed in range(0, 48, 16)) > 0.95
-    assert fitting.independent(white[:, :1], 0).tolist() == [[1.0]]

@@ -1,9 +1,8 @@
-"""Fits `networks.Evidence`: a student with local evidence, then independent components of its maps."""
+"""Fits `networks.Evidence`: a student with local evidence, then the causes in its maps."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylex.attfind.effects import Activation, log_odds
+from stylex.attfind.effects import log_odds
 from stylex.classifiers import Classifier
 from stylex.classifiers.architectures import Block
 from stylex.data import ImageSet
 from stylex.errors import DataError
 from stylex.hardware import Hardware, place
 from stylex.networks.evidence import DEVIATION, LARGEST, MAP_SIZE, WIDTHS, Evidence, halvings, reduced
+from stylex.training.causes import Causes, find_causes
 from stylex.training.randomness import derive_seed
 
 FEWEST = 2
@@ -39,23 +39,8 @@ LEARNING_RATE = 2e-3
 SPARSITY = 1e-3
 """Weight of the mean absolute evidence at a place beside the squared error of the log-odds."""
 
-STARTS = 16
-"""Of the search for independent components."""
-
-GAUSSIAN = 0.374567
-"""E log cosh ν for a standard normal ν."""
-
-HELD = 0.98
-"""Share of the student's variance that the components must hold; no more are taken than that needs."""
-
 FAIR = 0.8
 """Share of the log-odds' variance below which people are told."""
-
-COHERENT = 0.6
-"""Of a cause's evidence, how much is left of its absolute sum once places for and against have cancelled."""
-
-TOGETHER = 0.03
-"""Cosine of two components' squared maps from which on they act at the same places."""
 
 MOST_MAPS = 20_000
 """Images whose maps components are taken of."""
@@ -115,13 +100,9 @@ def fit_evidence(
 ) -> EvidenceFit:
     """Set every number of `evidence` from training images and what a classifier says of them.
 
-    The student is trained on the squared error of the standardised log-odds. FastICA (Hyvärinen 1999) of the
-    first principal components of its maps gives components; as many are taken as hold 98 % of the variance
-    of the student's log-odds, at most `evidence.components`. Those whose evidence cancels over their places
-    are added to one that acts where they do. The rest have mean 0 and deviation 0.5 and are ordered by
-    their share in the log-odds; the sign is such that a component speaks for the class that it moves most,
-    of two for the second. Same images, classifier and seed, same numbers, as far as the device's
-    convolutions repeat themselves.
+    The student is trained on the squared error of the standardised log-odds; `find_causes` takes its maps
+    apart into at most `evidence.components` causes, which get mean 0 and deviation 0.5. Same images,
+    classifier and seed, same numbers, as far as the device's convolutions repeat themselves.
 
     Args:
         evidence: on the device of `hardware`.
@@ -157,12 +138,18 @@ def fit_evidence(
         )
     _fold(student, evidence)
     order = np.random.default_rng(derive_seed(seed, "evidence maps")).permutation(len(small))
-    maps = _maps(evidence, small, np.sort(order[:MOST_MAPS]), hardware)
-    held, shares = _decompose(
-        evidence, maps, classifier.activation, seed, lambda: progress(len(chosen), max(0, seen - 1))
+    looked_at = np.sort(order[:MOST_MAPS])
+    causes = find_causes(
+        _maps(evidence, small, looked_at, hardware),
+        target[torch.from_numpy(looked_at).to(target.device)].cpu().double().numpy(),
+        classifier.activation,
+        evidence.components,
+        seed,
+        lambda: progress(len(chosen), max(0, seen - 1)),
     )
+    _set(evidence, causes)
     progress(len(chosen), seen)
-    return EvidenceFit(explained, held, shares)
+    return EvidenceFit(explained, causes.held, causes.shares)
 
 
 def time_evidence(
@@ -325,106 +312,10 @@ def _maps(
     return rows
 
 
-def _decompose(
-    evidence: Evidence,
-    maps: npt.NDArray[np.float64],
-    activation: Activation,
-    seed: int,
-    on_start: Callable[[], None] | None = None,
-) -> tuple[float, tuple[float, ...]]:
-    """Set the evidence's mean and unmixing from maps [N, L · 16 · 16]."""
-    mean = maps.mean(axis=0)
-    centred = maps - mean
-    variances, axes = np.linalg.eigh(centred.T @ centred / len(maps))
-    variances, axes = variances[::-1], axes[:, ::-1]
-    summing = np.repeat(np.eye(evidence.outputs), MAP_SIZE**2, axis=0)  # [L · 16 · 16, L]
-    whole = (centred @ summing).var(axis=0).sum()
-    most = min(evidence.components, int((variances > 1e-9 * variances[0]).sum()))
-    held = 0.0
-    for count in range(1, most + 1):
-        kept = axes[:, :count]
-        held = 1 - ((centred - centred @ kept @ kept.T) @ summing).var(axis=0).sum() / max(whole, 1e-12)
-        if held >= HELD:
-            break
-    whitening = axes[:, :count] / np.sqrt(variances[:count])  # [L · 16 · 16, n]
-    white = centred @ whitening
-    rotation = independent(white, derive_seed(seed, "ica") % 2**32, on_start)
-    unmixing = _merged(rotation @ whitening.T, centred, summing)  # rows: components of deviation 1
-    components = centred @ unmixing.T
-    mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
-    contributions = mixing @ summing  # [n, L], log-odds for each deviation
-    total = np.sqrt((centred @ summing).var(axis=0))
-    shares = np.abs(contributions / np.maximum(total, 1e-12)).max(axis=1)
-    held = 1 - (centred @ summing - components @ contributions).var(axis=0).sum() / max(whole, 1e-12)
-    order = np.argsort(-shares, kind="stable")
-    count = len(order)
-    pair = activation == "softmax" and evidence.outputs == 2
-    largest = np.full(count, 1) if pair else np.abs(contributions).argmax(axis=1)
-    sign = np.where(contributions[np.arange(count), largest] < 0, -1.0, 1.0)
-    unmixing = (unmixing * sign[:, None])[order]
-    evidence.mean.copy_(torch.from_numpy(mean))
+@torch.no_grad()
+def _set(evidence: Evidence, causes: Causes) -> None:
+    evidence.mean.copy_(torch.from_numpy(causes.mean))
     evidence.unmixing.zero_()
-    evidence.unmixing[:count] = torch.from_numpy(unmixing * DEVIATION).to(evidence.unmixing)
-    return float(held), tuple(float(share) for share in shares[order])
-
-
-def independent(
-    white: npt.NDArray[np.float64], seed: int, on_start: Callable[[], None] | None = None
-) -> npt.NDArray[np.float64]:
-    """The rotation [n, n] of white data [N, n] whose components are the most independent that are found.
-
-    FastICA (Hyvärinen 1999, log cosh) climbs to the next optimum, which can lie halfway between two causes of
-    two values each: their sum, and their difference. Of several starts the one with the largest negentropy
-    counts, Σ (E log cosh y − E log cosh ν)² for ν Gaussian (his equation 6).
-
-    Args:
-        on_start: called before every start; what it raises ends the search.
-    """
-    from sklearn.decomposition import FastICA
-    from sklearn.exceptions import ConvergenceWarning
-
-    if white.shape[1] == 1:
-        return np.ones((1, 1))
-    best, most = np.eye(white.shape[1]), -1.0
-    for start in range(STARTS):
-        if on_start is not None:
-            on_start()
-        ica = FastICA(whiten=False, random_state=(seed + start) % 2**32, max_iter=1000)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            found = ica.fit_transform(white)
-        scaled = found / found.std(axis=0)
-        negentropy = float(np.square(np.log(np.cosh(scaled)).mean(axis=0) - GAUSSIAN).sum())
-        if negentropy > most:
-            best, most = ica.components_, negentropy
-    return np.asarray(best)
-
-
-def _merged(
-    unmixing: npt.NDArray[np.float64], centred: npt.NDArray[np.float64], summing: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Rows of an unmixing matrix [n, L · 16 · 16], those that are no cause of their own added to another.
-
-    What raises the log-odds raises them at every place where it can be seen. A component whose places speak
-    for and against alike corrects another instead (more grey hair is seen where hair is long); it goes to the
-    one that acts at the same places, if there is one. So weighted, parts of one cause sum to its log-odds.
-    """
-    components = centred @ unmixing.T
-    mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
-    contributions = mixing @ summing  # [n, L]
-    largest = np.abs(contributions).argmax(axis=1)
-    maps = mixing.reshape(len(mixing), -1, MAP_SIZE**2)[np.arange(len(mixing)), largest]  # [n, 16 · 16]
-    coherence = np.abs(maps.sum(axis=1)) / np.maximum(np.abs(maps).sum(axis=1), 1e-12)
-    strength = np.linalg.norm(contributions, axis=1)
-    coherent = (coherence >= COHERENT) | (strength == strength.max())
-    places = maps**2 / np.maximum(np.linalg.norm(maps**2, axis=1, keepdims=True), 1e-12)
-    overlap = np.where(coherent, places @ places.T, 0.0)
-    target = np.where(
-        ~coherent & (overlap.max(axis=1) >= TOGETHER), overlap.argmax(axis=1), np.arange(len(maps))
+    evidence.unmixing[: len(causes.shares)] = torch.from_numpy(causes.unmixing * DEVIATION).to(
+        evidence.unmixing
     )
-    causes = np.unique(target)
-    weights = (contributions * contributions[target]).sum(axis=1) / np.maximum(strength[target], 1e-12)
-    weights[weights == 0] = 1e-12  # what adds nothing to any log-odds is still a component
-    merged = np.stack([weights[target == cause] @ unmixing[target == cause] for cause in causes])
-    scaled: npt.NDArray[np.float64] = merged / (centred @ merged.T).std(axis=0)[:, None]
-    return scaled

@@ -1,0 +1,209 @@
+"""Causes found in maps of evidence whose causes are known."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.special import expit, logit
+from sklearn.decomposition import FastICA
+
+from stylex.networks.evidence import MAP_SIZE
+from stylex.training import causes as finding
+from stylex.training.causes import Causes, find_causes, separated
+
+FloatArray = npt.NDArray[np.float64]
+
+ROWS = (slice(1, 4), slice(7, 9), slice(12, 15))
+"""Of a map, where three causes are seen: hair, eyes, clothes."""
+
+
+def maps_of(causes: FloatArray, weights: tuple[float, ...], seed: int = 0) -> FloatArray:
+    """Maps [N, 512] of two classes, causes [N, 3] acting each in its rows; a little noise everywhere."""
+    random = np.random.default_rng(seed)
+    maps = random.normal(0, 0.02, (len(causes), 2, MAP_SIZE, MAP_SIZE))
+    for number, weight in enumerate(weights):
+        maps[:, 1, ROWS[number]] += weight * causes[:, number, None, None]
+    maps[:, 0] = -maps[:, 1]
+    return maps.reshape(len(causes), -1)
+
+
+def values(found: Causes, maps: FloatArray) -> FloatArray:
+    return (maps - found.mean) @ found.unmixing.T
+
+
+def explained(found: FloatArray, cause: FloatArray) -> float:
+    """The largest squared correlation of a cause [N] with what was found [N, n]."""
+    return float(np.square(np.corrcoef(cause, found.T)[0, 1:]).max())
+
+
+def wizards(count: int = 4000) -> tuple[FloatArray, FloatArray]:
+    """Beard, glasses and navy clothes of wizards and others, [N, 3]; log-odds [N, 2] that know a wizard."""
+    random = np.random.default_rng(3)
+    wizard = random.random(count) < 0.5
+    beard, glasses = random.random((2, count)) < np.array([[0.4], [0.5]])
+    glasses &= ~beard | (random.random(count) < 0.1)  # others have either, hardly ever both
+    beard, glasses = beard | wizard, glasses | wizard
+    navy = random.random(count) < np.where(wizard, 0.9, 0.1)
+    odds = np.where(wizard, 10.0, -10.0)
+    return np.stack([beard, glasses, navy], axis=1).astype(float), np.stack([-odds, odds], axis=1)
+
+
+def test_causes_that_mostly_come_together_are_found_one_by_one() -> None:
+    causes, log_odds = wizards()
+    maps = maps_of(causes, (2.0, 2.0, 0.8))
+    found = find_causes(maps, log_odds, "softmax", 8, 0)
+    assert min(explained(values(found, maps), cause) for cause in causes.T) > 0.8
+
+    centred = maps - maps.mean(axis=0)
+    variances, axes = np.linalg.eigh(centred.T @ centred / len(maps))
+    alone = FastICA(whiten=False, random_state=0).fit_transform(
+        centred @ axes[:, -3:] / variances[-3:] ** 0.5
+    )
+    assert min(explained(alone, cause) for cause in causes.T) < 0.7, "independence over all images is no help"
+
+
+def test_two_causes_of_one_class_come_apart_whatever_the_seed() -> None:
+    """Of two values each; by independence over all images one start of three ends at their sum."""
+    random = np.random.default_rng(1)
+    label = random.random(4000) < 0.5
+    rates = ((0.8, 0.1), (0.75, 0.2), (0.35, 0.65))
+    causes = np.stack([random.random(4000) < np.where(label, *rate) for rate in rates], axis=1).astype(float)
+    weights = [logit(given) - logit(other) for given, other in rates]
+    odds = (causes - causes.mean(axis=0)) @ weights
+    maps = maps_of(causes, (0.8, 0.9, -0.3))
+    for seed in range(3):
+        found = find_causes(maps, np.stack([-odds, odds], axis=1), "softmax", 8, seed)
+        assert min(explained(values(found, maps), cause) for cause in causes.T) > 0.95
+        assert found.shares == tuple(sorted(found.shares, reverse=True))
+        assert values(found, maps).std(axis=0) == pytest.approx(np.ones(len(found.shares)))
+        signs = [np.corrcoef(cause, values(found, maps).T)[0, 1:] for cause in causes.T[:2]]
+        assert all(sign[np.abs(sign).argmax()] > 0 for sign in signs), "they speak for the second class"
+
+
+def test_causes_that_are_free_of_each_other_until_the_class_is_known() -> None:
+    """A class that they decide makes them dependent within it; they are still told apart."""
+    causes = np.random.default_rng(0).choice([-1.0, 1.0], (4000, 3))
+    maps = maps_of(causes, (1.0, 1.0, 0.5))
+    odds = 5 * (causes @ [1.0, 1.0, 0.5])
+    found = find_causes(maps, np.stack([-odds, odds], axis=1), "softmax", 8, 0)
+    assert min(explained(values(found, maps), cause) for cause in causes.T) > 0.85
+
+
+def test_a_cause_that_is_seen_at_two_places_is_one() -> None:
+    random = np.random.default_rng(0)
+    one, other = random.choice([-1.0, 1.0], (2, 3000))
+    causes = np.stack([one, other, one], axis=1)
+    maps = maps_of(causes, (1.0, 1.0, 1.0))
+    odds = 2 * one + other
+    found = find_causes(maps, np.stack([-odds, odds], axis=1), "softmax", 8, 0)
+    assert len([share for share in found.shares if share > 0.1]) == 2
+    assert explained(values(found, maps)[:, :1], one) > 0.98
+
+
+def test_compactness_decides_where_independence_cannot() -> None:
+    """Of two Gaussians every rotation is independent; their places tell them apart."""
+    random = np.random.default_rng(0)
+    white = random.normal(size=(5000, 2))
+    maps = np.zeros((2, 64))
+    maps[0, :8], maps[1, 8:20] = 8**-0.5, 12**-0.5
+    turned = np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
+    rotation, agreement = separated(white @ turned.T, turned @ maps, random)
+    assert np.abs(rotation @ turned).max(axis=1).min() > 0.97
+    assert 0 < agreement <= 1 + 1e-9
+    assert separated(white[:, :1], maps[:1], random)[0].tolist() == [[1.0]]
+
+
+def test_the_search_says_when_it_starts_and_ends_when_asked_to() -> None:
+    random = np.random.default_rng(0)
+    starts: list[int] = []
+
+    def on_start() -> None:
+        starts.append(1)
+        if len(starts) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        separated(random.normal(size=(50, 3)), np.eye(3), random, on_start)
+
+
+def test_classes_are_drawn_as_often_as_the_classifier_says() -> None:
+    random = np.random.default_rng(0)
+    probabilities = np.array([0.7, 0.2, 0.1])
+    drawn = finding._drawn_classes(np.tile(logit(probabilities), (20_000, 1)), "softmax", random)
+    assert drawn.sum(axis=1).tolist() == [1] * 20_000
+    assert drawn.mean(axis=0) == pytest.approx(probabilities, abs=0.015)
+    each = finding._drawn_classes(np.tile([2.0, -1.0], (20_000, 1)), "sigmoid", random)
+    assert each.mean(axis=0) == pytest.approx(expit([2.0, -1.0]), abs=0.015)
+    assert np.corrcoef(each.T)[0, 1] == pytest.approx(0, abs=0.03)
+
+
+def test_within_classes_means_are_equal() -> None:
+    random = np.random.default_rng(0)
+    classes = np.eye(3, dtype=bool)[random.integers(0, 3, 900)]
+    centred = random.normal(size=(900, 5)) + classes @ random.normal(size=(3, 5))
+    left = finding._within(centred, classes)
+    means = np.stack([left[classes[:, number]].mean(axis=0) for number in range(3)])
+    assert np.abs(means).max() < 1e-9
+    assert np.abs(left - centred).max() > 0.1
+    told = classes @ np.array([[1.0, 0], [0, 1], [2, 2]])
+    assert np.array_equal(finding._within(told, classes), told), "the class says all: nothing else is left"
+
+
+def test_what_cancels_over_its_places_belongs_to_the_cause_that_acts_there() -> None:
+    """Grey hair is seen at more places where it is long; how long it is says nothing by itself."""
+    random = np.random.default_rng(0)
+    grey, long, glasses = random.choice([-1.0, 1.0], (3, 4000))
+    maps = np.zeros((4000, 2, MAP_SIZE, MAP_SIZE))
+    maps[:, 1, :4] = 2.0 * grey[:, None, None]
+    maps[:, 1, :2] += (1.5 * long)[:, None, None]
+    maps[:, 1, 2:4] -= (1.4 * long)[:, None, None]
+    maps[:, 1, 8:10] = 1.5 * glasses[:, None, None]
+    maps[:, 0] = -maps[:, 1]
+    maps = maps.reshape(4000, -1)
+    found = find_causes(maps, np.zeros((4000, 2)), "softmax", 6, 0)
+    assert found.held > 0.98
+    assert len(found.shares) == 2
+    log_odds = maps[:, 256:].sum(axis=1)
+    hair = 16 * MAP_SIZE // 4 * 2.0 * grey + MAP_SIZE * 2 * 0.1 * long
+    components = values(found, maps)
+    assert np.corrcoef(components[:, 0], hair)[0, 1] > 0.995
+    assert np.corrcoef(components[:, 1], glasses)[0, 1] > 0.995
+    rebuilt = np.array(found.shares) @ components.T * log_odds.std()
+    assert np.corrcoef(rebuilt, log_odds)[0, 1] > 0.99
+
+
+def test_what_cancels_where_nothing_else_acts_stays_by_itself() -> None:
+    random = np.random.default_rng(0)
+    cause, shift = random.choice([-1.0, 1.0], (2, 500))
+    maps = np.zeros((500, 1, MAP_SIZE, MAP_SIZE))
+    maps[:, 0, :2] = cause[:, None, None]
+    maps[:, 0, 12] = 4 * shift[:, None]
+    maps[:, 0, 13] = -4 * shift[:, None]  # speaks for nothing at all, and varies most
+    maps = maps.reshape(500, -1)
+    found = find_causes(maps, cause[:, None], "sigmoid", 3, 0)
+    components = values(found, maps)
+    assert np.isfinite(components).all()
+    assert found.shares == pytest.approx((1.0, 0.0), abs=0.02)
+    assert abs(np.corrcoef(components[:, 1], shift)[0, 1]) > 0.99
+
+
+def test_there_is_a_cause_where_everything_cancels() -> None:
+    random = np.random.default_rng(0)
+    value = random.normal(size=500)
+    maps = np.zeros((500, 1, MAP_SIZE, MAP_SIZE))
+    maps[:, 0, :8] = value[:, None, None]
+    maps[:, 0, 8:] = -0.9 * value[:, None, None]
+    found = find_causes(maps.reshape(500, -1), 0.1 * value[:, None], "sigmoid", 3, 0)
+    assert found.held > 0.99
+    assert len(found.shares) == 1
+
+
+def test_components_are_no_more_than_the_log_odds_need() -> None:
+    causes, log_odds = wizards()
+    maps = maps_of(causes, (2.0, 2.0, 0.8))
+    held = [find_causes(maps, log_odds, "softmax", most, 0).held for most in (1, 2, 3, 8)]
+    assert all(after >= before - 1e-9 for before, after in pairwise(held))
+    assert held[2] == held[3] > finding.HELD
