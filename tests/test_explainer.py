@@ -170,6 +170,25 @@ def test_images_that_the_run_has_seen_are_no_test_images(
         prepare(problems.tiny_model(), load_images(run, copies).test, 0)
 
 
+def test_a_search_of_other_images_leaves_out_those_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, pixels = grouped_run(tmp_path)
+    rows = [
+        (pixels[8], "training", "a"),
+        (pixels[0], "discovery", "b"),  # a training image under another name
+        (pixels[4], "discovery", "c"),  # a discovery image of the run: what a search may use
+        (pixels[9], "discovery", "p1"),  # another image of a patient in training
+        (pixels[0], "test", "d"),
+    ]
+    found = load_images(run, save_table(tmp_path / "other", rows, "copy"), measured="discovery")
+    assert found.discovery.names == ("copy-2.png",)
+    assert len(found.test) == 1, "what is not measured is not compared"
+    assert "2 of 3 discovery images are left out, for the run has seen them, 1 through" in caplog.text
+    monkeypatch.setattr("stylex.explainer.equal_pixels", lambda *_: pytest.fail("compared"))
+    assert len(load_images(run, measured="discovery").discovery) == 2
+
+
 def test_equal_pixels_under_two_names_of_the_runs_own_source(tmp_path: Path) -> None:
     pixels = list(training_problems.images(4, seed=6).images)
     splits = ["training", "discovery", "test", "test"]

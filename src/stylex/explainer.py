@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -256,16 +256,25 @@ def open_explainer(run: Run, chosen: Hardware) -> Explainer:
     return Explainer(run, model, load_discovery(run, model), load_findings(run))
 
 
-def load_images(run: Run, source: str | None = None, *, labelled: bool = False) -> Dataset:
+def load_images(
+    run: Run,
+    source: str | None = None,
+    *,
+    labelled: bool = False,
+    measured: Literal["discovery", "test"] = "test",
+) -> Dataset:
     """The images of a run: another source, else those it carries, else those it was trained on.
 
-    Test images that the run was trained or searched on are left out, with a warning that says how many: those
-    whose pixels, at the run's resolution, are those of a training or discovery image under another name, and
-    those of a group (such as a patient) that is in these sets. Another source is compared with the run's own
-    images as far as these can be read, and is grouped by the run's column where it has one of that name.
+    Images to measure that the run was trained or searched on are left out, with a warning that says how many:
+    those whose pixels, at the run's resolution, are those of a training or discovery image under another
+    name, and those of a group (such as a patient) that is in these sets. Another source is compared with the
+    run's own images as far as these can be read, and is grouped by the run's column where it has one of that
+    name.
 
     Args:
         labelled: with the classes that they are said to have, as for `load_dataset`.
+        measured: the set that is compared. Discovery images are compared with training images, and those of
+            the run's own source stay as they are.
 
     Raises:
         DataError: they cannot be read.
@@ -276,12 +285,14 @@ def load_images(run: Run, source: str | None = None, *, labelled: bool = False) 
     if own:
         group = None if source is None and run.carries_images else run.config.group
         data = load_dataset(source or run.data_source, size=size, group=group, labelled=labelled)
-        return _without_seen(run, data, data, None, f"the run's {_counted(data)} images")
+        if measured == "discovery":
+            return data
+        return _without_seen(data, "test", data, None, f"the run's {_counted(data)} images")
     assert source is not None
     group = _group_of(run, source, labelled)
     data = load_dataset(source, size=size, group=group, labelled=labelled)
     trained_on, said = _own_images(run)
-    return _without_seen(run, data, trained_on, group, said)
+    return _without_seen(data, measured, trained_on, group, said)
 
 
 def _group_of(run: Run, source: str, labelled: bool) -> str | None:
@@ -325,24 +336,31 @@ def _counted(data: Dataset) -> str:
     return f"{len(data.training)} training and {len(data.discovery)} discovery"
 
 
-def _without_seen(run: Run, data: Dataset, own: Dataset | None, group: str | None, said: str) -> Dataset:
-    """Without the test images that are among a run's own training and discovery images."""
-    seen = () if own is None else (own.training, own.discovery)
-    pixels = equal_pixels(data.test, seen)
-    out = pixels | equal_group(data.test, seen, group)
+def _without_seen(
+    data: Dataset, measured: Literal["discovery", "test"], own: Dataset | None, group: str | None, said: str
+) -> Dataset:
+    """Without the images of one set that are among a run's own training (and, for test, discovery) images."""
+    images = data.test if measured == "test" else data.discovery
+    seen = () if own is None else (own.training, own.discovery)[: 2 if measured == "test" else 1]
+    pixels = equal_pixels(images, seen)
+    out = pixels | equal_group(images, seen, group)
     if out.any():
         others = int((out & ~pixels).sum())
         log.warning(
-            "%s: %d of %d test images are left out, for the run has seen them%s (compared with %s)",
+            "%s: %d of %d %s images are left out, for the run has seen them%s (compared with %s)",
             data.name,
             int(out.sum()),
-            len(data.test),
+            len(images),
+            measured,
             f", {others} through their {group}" if others else "",
             said,
         )
     elif own is not data and not said.startswith("the run's"):
-        log.warning("%s: its test images were compared with %s", data.name, said)
-    return replace(data, test=data.test.select(np.flatnonzero(~out))) if out.any() else data
+        log.warning("%s: its %s images were compared with %s", data.name, measured, said)
+    if not out.any():
+        return data
+    kept = images.select(np.flatnonzero(~out))
+    return replace(data, test=kept) if measured == "test" else replace(data, discovery=kept)
 
 
 def demo_folder() -> Path:

@@ -110,7 +110,8 @@ def _search(
 
     def read() -> None:
         nonlocal discovery
-        discovery = None if model.encoder is None else load_images(run, data).discovery
+        if model.encoder is not None:
+            discovery = load_images(run, data, measured="discovery").discovery
 
     world.from_first(read)
     if not world.first:
