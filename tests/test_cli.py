@@ -91,7 +91,7 @@ def documented(verb: str) -> Any:
 def same_shape(example: Any, found: Any, where: str = "result") -> None:
     """Equal keys all the way down; of lists the first entries, as an example shows one."""
     if isinstance(example, dict) and isinstance(found, dict):
-        free = example and all(key.startswith(("CLASS", "FIGURE", "FACTOR")) for key in example)
+        free = example and all(key.startswith(("CLASS", "FIGURE", "FACTOR", "EXPERIMENT")) for key in example)
         if free:
             for value in found.values():
                 same_shape(next(iter(example.values())), value, f"{where}.*")

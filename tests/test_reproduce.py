@@ -22,7 +22,7 @@ from stylex.errors import ConfigError, DataError
 from stylex.evaluation.study_protocol import StudySettings
 from stylex.reproduce.claims import attributes, comparison, reconstruction
 from stylex.reproduce.experiments import EXPERIMENTS, experiment, parse_folders
-from stylex.reproduce.items import ITEMS, default_experiment, reproduce
+from stylex.reproduce.items import ITEMS, default_experiments, reproduce
 from stylex.reproduce.kept import finished
 from stylex.reproduce.workshop import STYLEGAN2, Workshop
 from stylex.run import read_json, read_tensors, write_json, write_tensors
@@ -314,17 +314,17 @@ def test_experiments() -> None:
     assert age.sources({"ffhq": "f", "celeba": "c"}) == ("ffhq:f", "celeba:c#Young,balanced")
     with pytest.raises(DataError, match=r"needs --data celeba=FOLDER: CelebA: .*mmlab"):
         age.sources({"ffhq": "f"})
-    assert parse_folders(age, ["ffhq=a", "celeba=b=c"]) == {"ffhq": "a", "celeba": "b=c"}
-    assert parse_folders(experiment("study-afhq"), ["/x"]) == {"afhq": "/x"}
+    assert parse_folders([age], ["ffhq=a", "celeba=b=c"]) == {"ffhq": "a", "celeba": "b=c"}
+    assert parse_folders([experiment("study-afhq")], ["/x"]) == {"afhq": "/x"}
     for given in (["/x"], ["mnist=/x"], ["ffhq="]):
         with pytest.raises(ConfigError, match="--data ffhq=FOLDER and --data celeba=FOLDER"):
-            parse_folders(age, given)
+            parse_folders([age], given)
     with pytest.raises(ConfigError, match="no experiment named 'x'"):
         experiment("x")
     with pytest.raises(ConfigError, match="nothing to reproduce is named 'figure-1'"):
-        default_experiment("figure-1")
+        default_experiments("figure-1")
     with pytest.raises(ConfigError, match="stylex study serve"):
-        default_experiment("user-study")
+        default_experiments("user-study")
 
 
 def test_what_is_missing_is_trained(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ def reproduce(
     experiment: Annotated[
         str | None,
         typer.Option(
-            help="study-afhq, study-ffhq-age, avatars-age or fashion-mnist; by default the item's own."
+            help="study-afhq, study-ffhq-age, avatars-age or fashion-mnist; by default the study's own: "
+            "both where it has the item for both."
         ),
     ] = None,
     data: Annotated[
@@ -27,7 +28,11 @@ def reproduce(
         typer.Option("--model", help="figure-3: folder of the authors' released model, or a run made of it."),
     ] = None,
     home: Annotated[
-        Path | None, typer.Option(help="Folder for runs and results; by default reproduce/EXPERIMENT.")
+        Path | None,
+        typer.Option(
+            help="Folder for runs and results, by default reproduce/EXPERIMENT; of several experiments "
+            "each has a folder of its name in it."
+        ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe of StylEx in place of the experiment's.")] = None,
     set_: Annotated[
@@ -52,29 +57,33 @@ def reproduce(
     from stylex.evaluation.study_protocol import StudySettings
     from stylex.reproduce.experiments import experiment as find
     from stylex.reproduce.experiments import parse_folders
-    from stylex.reproduce.items import default_experiment
-    from stylex.reproduce.items import reproduce as make
+    from stylex.reproduce.items import default_experiments, reproduce_each
     from stylex.reproduce.workshop import Workshop
 
-    own = default_experiment(what)
-    found = find(experiment or own)
+    own = default_experiments(what)
+    found = [find(name) for name in ([experiment] if experiment else own)]
     folders = parse_folders(found, data or [])
     settings = validate(StudySettings, override({}, study or []), "settings of protocol study")
-    shop = Workshop(
-        found,
-        home or Path("reproduce") / found.name,
-        folders,
-        choose_hardware(device, precision, threads),
-        recipe=recipe,
-        size=size,
-        assignments=tuple(set_ or ()),
-        epochs=epochs,
-        seed=seed,
-        study=settings,
-        images_per_class=images,
-        model=model,
-        say=note,
-    )
-    item = make(what, shop)
-    written = ", ".join(str(file) for file in item.files)
-    result(as_json, item.to_json(), f"{item.text}\n\n{written}")
+    hardware, several = choose_hardware(device, precision, threads), len(found) > 1
+    shops = [
+        Workshop(
+            each,
+            home if home and not several else (home or Path("reproduce")) / each.name,
+            {name: folder for name, folder in folders.items() if name in each.needs},
+            hardware,
+            recipe=recipe,
+            size=size,
+            assignments=tuple(set_ or ()),
+            epochs=epochs,
+            seed=seed,
+            study=settings,
+            images_per_class=images,
+            model=model,
+            say=note,
+        )
+        for each in found
+    ]
+    items, missing = reproduce_each(what, shops)
+    text = "\n\n".join(f"{item.text}\n\n{', '.join(map(str, item.files))}" for item in items)
+    content = {"item": what, "results": [item.to_json() for item in items], "missing": missing}
+    result(as_json, content if several else items[0].to_json(), text)

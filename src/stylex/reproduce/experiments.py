@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from stylex.errors import ConfigError, DataError
 
@@ -47,10 +48,22 @@ class Experiment:
         Raises:
             DataError: a folder that the experiment needs is not given; says what it must hold.
         """
-        for name, what in self.needs.items():
-            if name not in given:
-                raise DataError(f"experiment {self.name} needs --data {name}=FOLDER: {what}")
+        self._refuse([name for name in self.needs if name not in given])
         return self.generator_data.format(**given), self.classifier_data.format(**given)
+
+    def check(self, given: Mapping[str, str]) -> None:
+        """Raise DataError, with where to get it, for each folder that is not given or not there."""
+        self._refuse([name for name in self.needs if name not in given or _is_absent(given[name])], given)
+
+    def _refuse(self, names: Sequence[str], given: Mapping[str, str] | None = None) -> None:
+        if not names:
+            return
+        wanted = [
+            f"--data {name}=FOLDER: {self.needs[name]}"
+            + (f"; there is no {given[name]}" if given and name in given else "")
+            for name in names
+        ]
+        raise DataError(f"experiment {self.name} needs {', and '.join(wanted)}")
 
     def generator_source(self, given: Mapping[str, str]) -> str | None:
         """Source of the generator's images alone; None where its folder is not given."""
@@ -174,6 +187,11 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
+def _is_absent(place: str) -> bool:
+    """Whether a source that is a plain path leads nowhere."""
+    return ":" not in place and not Path(place.partition("#")[0]).exists()
+
+
 def experiment(name: str) -> Experiment:
     """The experiment of that name.
 
@@ -185,21 +203,23 @@ def experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def parse_folders(found: Experiment, given: Sequence[str]) -> dict[str, str]:
-    """`NAME=FOLDER` for each folder; a bare FOLDER where the experiment needs one only.
+def parse_folders(experiments: Sequence[Experiment], given: Sequence[str]) -> dict[str, str]:
+    """`NAME=FOLDER` for each folder; a bare FOLDER where the experiments need one only.
 
     Raises:
-        ConfigError: a name that the experiment does not need, or a bare folder where it needs several.
+        ConfigError: a name that no experiment needs, or a bare folder where several are needed.
     """
+    needs = list(dict.fromkeys(name for each in experiments for name in each.needs))
     folders: dict[str, str] = {}
     for each in given:
         name, separator, folder = each.partition("=")
-        if not separator and len(found.needs) == 1:
-            name, folder = next(iter(found.needs)), each
-        if name not in found.needs or not folder:
+        if not separator and len(needs) == 1:
+            name, folder = needs[0], each
+        if name not in needs or not folder:
+            names = " and ".join(each.name for each in experiments)
             raise ConfigError(
-                f"--data {each}: experiment {found.name} takes "
-                + " and ".join(f"--data {need}=FOLDER" for need in found.needs)
+                f"--data {each}: {names} {'takes' if len(experiments) == 1 else 'take'} "
+                + " and ".join(f"--data {need}=FOLDER" for need in needs)
             )
         folders[name] = folder
     return folders

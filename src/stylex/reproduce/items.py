@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from stylex.errors import ConfigError
+from stylex.errors import ConfigError, DataError
 from stylex.reproduce import (
     claims,
     compute,
@@ -23,19 +23,22 @@ from stylex.reproduce.sheets import Item
 from stylex.reproduce.workshop import Workshop
 from stylex.run import write_atomically, write_json
 
-ITEMS: dict[str, tuple[Callable[[Workshop], Item], str]] = {
-    "table-1": (table_1.make, "study-afhq"),
-    "table-2": (table_2.make, "study-afhq"),
-    "figure-2": (figure_2.make, "study-afhq"),
-    "figure-3": (figure_3.make, figure_3.EXPERIMENT),
-    "figure-4": (figure_4.make, figure_4.EXPERIMENT),
-    "figure-5": (figure_5.make, figure_5.EXPERIMENT),
-    "figure-6": (figure_6.make, "study-afhq"),
-    "figure-7": (figure_7.make, figure_7.EXPERIMENT),
-    "figure-8": (figure_8.make, figure_8.EXPERIMENT),
-    "figure-9": (figure_9.make, figure_9.EXPERIMENT),
-    "compute": (compute.make, "study-afhq"),
-    "claims": (claims.make, "study-afhq"),
+BOTH = ("study-afhq", "study-ffhq-age")
+"""The study's two experiments; Figure 2 shows the first and says of the second that it is similar."""
+
+ITEMS: dict[str, tuple[Callable[[Workshop], Item], tuple[str, ...]]] = {
+    "table-1": (table_1.make, BOTH),
+    "table-2": (table_2.make, BOTH),
+    "figure-2": (figure_2.make, BOTH),
+    "figure-3": (figure_3.make, (figure_3.EXPERIMENT,)),
+    "figure-4": (figure_4.make, (figure_4.EXPERIMENT,)),
+    "figure-5": (figure_5.make, (figure_5.EXPERIMENT,)),
+    "figure-6": (figure_6.make, BOTH),
+    "figure-7": (figure_7.make, (figure_7.EXPERIMENT,)),
+    "figure-8": (figure_8.make, (figure_8.EXPERIMENT,)),
+    "figure-9": (figure_9.make, (figure_9.EXPERIMENT,)),
+    "compute": (compute.make, BOTH),
+    "claims": (claims.make, BOTH),
 }
 
 ELSEWHERE = {
@@ -43,8 +46,8 @@ ELSEWHERE = {
 }
 
 
-def default_experiment(what: str) -> str:
-    """The experiment in which the study has an item.
+def default_experiments(what: str) -> tuple[str, ...]:
+    """The experiments in which the study has an item.
 
     Raises:
         ConfigError: no such item, or one that another command makes.
@@ -63,13 +66,13 @@ def check(what: str, shop: Workshop) -> None:
         ConfigError: no such item, or a model for one that trains its own.
         DataError: a folder of data, or the released model, is missing; says where to get it.
     """
-    default_experiment(what)
+    default_experiments(what)
     if what == "figure-3":
         figure_3.check(shop)
         return
     if shop.model is not None:
         raise ConfigError(f"{what} trains its own models; --model is for figure-3")
-    shop.experiment.sources(shop.folders)
+    shop.experiment.check(shop.folders)
 
 
 def reproduce(what: str, shop: Workshop) -> Item:
@@ -86,3 +89,25 @@ def reproduce(what: str, shop: Workshop) -> Item:
     write_json(figures, item.to_json())
     item.files.extend([page, figures])
     return item
+
+
+def reproduce_each(what: str, shops: Sequence[Workshop]) -> tuple[list[Item], dict[str, str]]:
+    """Make an item in every workshop that has its data, and say of the others what they need.
+
+    Returns:
+        The items, and experiment → what is missing and where to get it.
+
+    Raises:
+        DataError: no workshop has its data. Everything else as for `reproduce`.
+    """
+    missing: dict[str, str] = {}
+    for shop in shops:
+        try:
+            check(what, shop)
+        except DataError as error:
+            missing[shop.experiment.name] = str(error)
+    if len(missing) == len(shops):
+        raise DataError("; ".join(missing.values()))
+    for line in missing.values():
+        shops[0].say(f"left out: {line}")
+    return [reproduce(what, shop) for shop in shops if shop.experiment.name not in missing], missing
