@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from stylex.evaluation.study_protocol import StudySettings, _Draws, study_protoc
 from stylex.stylespace import StyleSpace
 
 SMALL = StudySettings(discovery=30, latents=25, repeats=4, count=3, wu_threshold=0.55)
+TINY = StudySettings(discovery=12, latents=6, repeats=2, count=2)
 
 
 def pictures(count: int = 60, seed: int = 0) -> ImageSet:
@@ -39,6 +41,7 @@ def test_against_a_slow_reading() -> None:
     assert set(attfind.changes) == {(0, 3), (1, 2), (0, 5)}
     draws = _Draws(model, training, 2)
     draws.take(SMALL.discovery)
+    draws.shuffle()
     rates, originals, seen = [], [], {}
     weights = torch.tensor(problems.WEIGHTS)
     for _ in range(SMALL.repeats):
@@ -70,6 +73,27 @@ def test_draws_are_shuffled_training_images_gone_through_again() -> None:
     assert names[:20].tolist() != list(range(20))
 
 
+def test_discovery_images_are_not_excluded_from_the_tests() -> None:
+    """With images enough for both: tests are the first of all in a new order, which discovery's are among."""
+    model, training = problems.linear_model(batch_size=64), pictures(80)
+    settings = SMALL.model_copy(update={"latents": 10, "repeats": 4})
+    found = study_protocol(model, training, settings, seed=2)
+    assert found.distinct == len(set(found.measured.names)) == 40
+    discovery = {training.names[row] for row in _Draws(model, training, 2).take(settings.discovery)[3]}
+    assert 5 < len(discovery & set(found.measured.names)) < 25  # 15 of 30 by chance
+    whole = study_protocol(model, training, settings.model_copy(update={"latents": 20}), seed=2)
+    assert set(whole.measured.names) == set(training.names)
+
+
+def test_which_images_were_tested() -> None:
+    model, training = problems.linear_model(batch_size=64), pictures()
+    found = study_protocol(model, training, SMALL, seed=2).measured
+    rows = [training.names.index(name) for name in found.names]
+    assert found.sha256 == hashlib.sha256(training.images[rows].tobytes()).hexdigest()
+    sampled = study_protocol(problems.tiny_model("stylegan2"), None, TINY).measured
+    assert (sampled.sha256, sampled.names[0], len(sampled.names)) == (None, "sample 12", 12)
+
+
 def test_wu_is_ranked_for_the_first_class_and_inverted() -> None:
     found = study_protocol(problems.linear_model(batch_size=64), pictures(), SMALL, seed=2)
     wu = next(figure for figure in found.figures if figure.method == "Wu et al.")
@@ -91,8 +115,7 @@ def test_a_judge_confirms() -> None:
 
 def test_sampled_latents_are_fresh_each_time() -> None:
     model = problems.tiny_model("stylegan2")
-    settings = StudySettings(discovery=12, latents=6, repeats=2, count=2)
-    found = study_protocol(model, None, settings)
+    found = study_protocol(model, None, TINY)
     assert found.distinct == 12
     assert all(figure.original is None for figure in found.figures)
     draws = _Draws(model, None, 0)

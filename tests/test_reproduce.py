@@ -229,7 +229,14 @@ def test_figures_of_other_weights_or_another_judge_are_measured_again(made: Work
         name = next(name for name in tensors if name.startswith("generator") and "noise" in name)
         write_tensors(file, tensors | {name: tensors[name] + 0.01}, header)
 
+    def other_images() -> None:
+        for name in files:
+            content = read_json(home / "fast" / name)
+            content["measured"] |= {"source": "elsewhere", "sha256": "0"}
+            write_json(home / "fast" / name, content)
+
     assert kept(lambda: None) == set(files)
+    assert kept(other_images) == set()
     assert kept(other_judge) == set()
     assert kept(other_weights) == set()
     with_others = replace(shop, images_per_class=5)

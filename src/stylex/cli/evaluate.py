@@ -158,6 +158,7 @@ def _study(
             training,
             settings,
             judge=judge,
+            source=data,
             on_progress=lambda stage, done, total: display.update(
                 task, description=f"protocol study, {stage}", completed=done, total=total
             ),

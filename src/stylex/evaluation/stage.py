@@ -281,16 +281,22 @@ def evaluate_study(
     settings: StudySettings,
     *,
     judge: str | Path | None = None,
+    source: str | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> StudyResult:
     """Flip rates by the study's protocol, kept in the run as study.json; errors as `study_protocol`.
 
     The file also says of which weights they are (`model`: the checksum in model.safetensors), and who judged.
+
+    Args:
+        source: where the training images came from, by default the run's own source.
     """
     judging = load_judge(run, model, judge)
     found = study_protocol(
         model, training, settings, judge=judging, seed=run.config.seed, on_progress=on_progress
     )
+    if model.encoder is not None:
+        found = replace(found, measured=replace(found.measured, source=source or run.data_source))
     about = {
         "model": read_tensors(run.model_file)[1]["sha256"],
         "judge": None if judging is None else judging.fingerprint,

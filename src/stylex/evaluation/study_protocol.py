@@ -8,6 +8,7 @@ interval. `TestFigure.interval` gives what it leaves out.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from stylex.data import ImageSet
 from stylex.errors import DataError
 from stylex.evaluation.flips import ConfirmedShare, confirmed_share
 from stylex.evaluation.intervals import Interval, wilson
-from stylex.evaluation.measure import Logits, judge_logits
+from stylex.evaluation.measure import Logits, MeasuredImages, judge_logits
 from stylex.model import Model
 from stylex.stylespace import StyleSpace
 
@@ -92,7 +93,10 @@ class StudyFigure:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Table 2's figures of one model: AttFind and, where it can be ranked, Wu et al."""
+    """Table 2's figures of one model: AttFind and, where it can be ranked, Wu et al.
+
+    `measured` says which images were tested, each once, in the order in which they were drawn.
+    """
 
     recipe: str
     settings: StudySettings
@@ -100,6 +104,7 @@ class StudyResult:
     class_names: tuple[str, ...]
     distinct: int
     figures: tuple[StudyFigure, ...]
+    measured: MeasuredImages
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -110,6 +115,7 @@ class StudyResult:
             "coordinates": self.coordinates,
             "class_names": list(self.class_names),
             "distinct_images": self.distinct,
+            "measured": self.measured.to_json(),
             "figures": [figure.to_json() for figure in self.figures],
         }
 
@@ -125,9 +131,10 @@ def study_protocol(
 ) -> StudyResult:
     """Measure flip rates as the study's code does.
 
-    With an encoder latents are those of shuffled training images (the images of discovery among them);
-    without, they are mapped from fresh z. A set of fewer images is shuffled and gone through again, so
-    images repeat then, within a test too.
+    With an encoder latents are those of training images: shuffled, the first for discovery; and all of them
+    shuffled anew for the tests, from which the images of discovery are not excluded. A set of fewer images
+    is gone through again, so images repeat then, within a test too. Without an encoder latents are mapped
+    from fresh z.
 
     Args:
         training: the training images; None for a model without an encoder.
@@ -167,6 +174,7 @@ def study_protocol(
     probabilities = model.classifier.probabilities(logits).cpu().numpy()
     with suppress(DataError):  # for the first class; its inverse serves the second
         rankings["Wu et al."] = rank_wu(searchable, probabilities, 0, chosen.wu_threshold, count=chosen.count)
+    draws.shuffle()
     tests = []
     for number in range(chosen.repeats):
         say("testing", number, chosen.repeats)
@@ -177,12 +185,31 @@ def study_protocol(
         _figure(method, changes, [(part, edits[method]) for part, edits in tests], names, judge is not None)
         for method, changes in rankings.items()
     )
-    distinct = len(np.unique(names))
-    return StudyResult(model.recipe.name, chosen, space.size, model.class_names, distinct, figures)
+    _, first = np.unique(names, return_index=True)
+    tested = names[np.sort(first)]
+    return StudyResult(
+        model.recipe.name,
+        chosen,
+        space.size,
+        model.class_names,
+        len(tested),
+        figures,
+        _measured(tested, None if model.encoder is None else training),
+    )
 
 
 Part = tuple[Tensor, Tensor, Logits | None, Classes]
 """Styles [n, T], logits of the generated images [n, K], of the originals or None, and who they are [n]."""
+
+
+def _measured(tested: Classes, training: ImageSet | None) -> MeasuredImages:
+    """Names of the images tested and the hash of their pixels; of samples their numbers."""
+    if training is None:
+        return MeasuredImages(tuple(f"sample {number}" for number in tested), None)
+    digest = hashlib.sha256()
+    for number in tested:
+        digest.update(training.images[number].tobytes())
+    return MeasuredImages(tuple(training.names[number] for number in tested), digest.hexdigest())
 
 
 class _Draws:
@@ -194,6 +221,10 @@ class _Draws:
         self._seed = seed + 3_000_003
         self._waiting = np.empty(0, np.int64)
         self._sampled = 0
+
+    def shuffle(self) -> None:
+        """Go on with all training images in a new order, those drawn before among them."""
+        self._waiting = np.empty(0, np.int64)
 
     def take(self, count: int) -> Part:
         model = self._model

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from stylex import classifiers, training
 from stylex.attfind import SearchSource, load_findings, search
@@ -186,31 +187,33 @@ class Workshop:
         return prepare(model, self.data.test if model.encoder is not None else None, self.seed)
 
     def evaluation(self, recipe: str) -> dict[str, object]:
-        """evaluation.json of a recipe's run by the default protocol: of its attributes and this judge."""
+        """evaluation.json of a recipe's run: of its attributes, our test images and this judge."""
         explainer, judge = self.explainer(recipe), self.classifier_file(judge=True)
-        file = explainer.run.path / "evaluation.json"
-        if is_evaluated(explainer):
+        file, test = explainer.run.path / "evaluation.json", self.test_images(explainer.model)
+        if is_evaluated(explainer, test):
             known: dict[str, object] = read_json(file)
             if known.get("judge") == classifiers.load(judge).fingerprint:
                 return known
         self.say(f"evaluating recipe {recipe}")
         with explainer.run.locked():
-            evaluate_run(explainer, self.test_images(explainer.model), judge=judge)
+            evaluate_run(explainer, test, judge=judge)
         content: dict[str, object] = read_json(file)
         return content
 
     def study_result(self, recipe: str) -> dict[str, object]:
-        """study.json of a recipe's run: of its weights, these settings and this judge."""
+        """study.json of a recipe's run: of its weights, its own images, these settings and this judge."""
         run, judge = self.run(recipe), self.classifier_file(judge=True)
         file = run.path / "study.json"
         if file.exists():
-            known: dict[str, object] = read_json(file)
+            known: dict[str, Any] = read_json(file)
             asked = {
                 "model": read_tensors(run.model_file)[1]["sha256"],
                 "judge": classifiers.load(judge).fingerprint,
                 "settings": self.study.model_dump(mode="json"),
             }
-            if {key: known.get(key) for key in asked} == asked:
+            images = known.get("measured") or {"source": ""}
+            own = images["source"] in (None, run.data_source)
+            if own and {key: known.get(key) for key in asked} == asked:
                 return known
         self.say(f"protocol study of recipe {recipe}")
         model = load_model(run, self.hardware)
