@@ -76,6 +76,7 @@ def fashion_mnist(folder: Path) -> Path:
 
 
 def avatars(folder: Path) -> Path:
+    pytest.importorskip("python_avatars")
     return render_avatars(folder, count=120, size=16, processes=1).path
 
 
@@ -144,7 +145,7 @@ def test_an_experiment_from_its_data_alone(shop: Workshop) -> None:
     assert set(shown) <= set(shop.data.test.names)
 
 
-def balance(model: Model, images: Tensor) -> None:
+def balance(model: Model, images: Tensor, spread: float = 2.0) -> None:
     """Shift and scale the classifier's logits so that half the reconstructions are of either class."""
     head = model.classifier.network.head
     with torch.no_grad():
@@ -153,8 +154,8 @@ def balance(model: Model, images: Tensor) -> None:
             logits = model.classify(model.synthesise(model.styles(latents)))
             margin = logits[:, 1] - logits[:, 0]
             head.bias[1] -= margin.median() - 1e-3
-            head.weight.mul_(2 / margin.std())
-            head.bias.mul_(2 / margin.std())
+            head.weight.mul_(spread / margin.std())
+            head.bias.mul_(spread / margin.std())
 
 
 def test_figures_of_an_experiment(shop: Workshop, tmp_path: Path) -> None:

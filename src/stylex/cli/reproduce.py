@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from stylex.cli.output import AsJson, Device, PrecisionName, Size, Threads, choose_hardware, note, result
+from stylex.errors import ConfigError
 
 
 def reproduce(
-    what: Annotated[str, typer.Argument(help="table-1, table-2, figure-2 to figure-9, compute or claims.")],
+    what: Annotated[
+        str, typer.Argument(help="table-1, table-2, figure-2 to figure-9, compute, claims or methods.")
+    ],
     experiment: Annotated[
         str | None,
         typer.Option(
@@ -47,6 +50,12 @@ def reproduce(
     ] = None,
     size: Size = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    recipes: Annotated[
+        str, typer.Option(help="methods: recipes side by side, separated by commas.")
+    ] = "fast,stylex,study,stylegan2",
+    seeds: Annotated[
+        str | None, typer.Option(help="methods: seeds of their trainings, such as 0,1; shown apart.")
+    ] = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     threads: Threads = None,
@@ -64,6 +73,8 @@ def reproduce(
     found = [find(name) for name in ([experiment] if experiment else own)]
     folders = parse_folders(found, data or [])
     settings = validate(StudySettings, override({}, study or []), "settings of protocol study")
+    named = tuple(dict.fromkeys(part.strip() for part in recipes.split(",")))
+    numbers = _numbers(seeds)
     hardware, several = choose_hardware(device, precision, threads), len(found) > 1
     shops = [
         Workshop(
@@ -79,6 +90,8 @@ def reproduce(
             study=settings,
             images_per_class=images,
             model=model,
+            recipes=named,
+            seeds=numbers,
             say=note,
         )
         for each in found
@@ -87,3 +100,15 @@ def reproduce(
     text = "\n\n".join(f"{item.text}\n\n{', '.join(map(str, item.files))}" for item in items)
     content = {"item": what, "results": [item.to_json() for item in items], "missing": missing}
     result(as_json, content if several else items[0].to_json(), text)
+
+
+def _numbers(seeds: str | None) -> tuple[int, ...]:
+    """Seeds from text, each once.
+
+    Raises:
+        ConfigError: not whole numbers, separated by commas.
+    """
+    parts = [] if seeds is None else [part.strip() for part in seeds.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--seeds {seeds}: give whole numbers separated by commas, such as 0,1")
+    return tuple(dict.fromkeys(map(int, parts)))

@@ -336,6 +336,33 @@ def as_markdown(found: RunsCompared, base: Path | None = None) -> str:
     return "\n".join(lines)
 
 
+def describe_seeds(found: RunsCompared) -> list[str]:
+    """What training again changes: rates of every seed, and whether seeds explain alike."""
+    lines = []
+    for each in found.over_seeds:
+        if each.std is not None:
+            rates = ", ".join(f"{rate:.2f}" for rate in each.rates)
+            lines.append(
+                f"{each.recipe}, {each.method} → '{each.target}': {rates} over seeds "
+                f"{', '.join(map(str, each.seeds))} (mean {each.mean:.2f} ± {each.std:.2f}; "
+                f"{_run_names(each.runs)})"
+            )
+    for same in found.stability:
+        r, pairs = same.correlation, same.pairs
+        between = f"pairs {min(pairs):.2f} to {max(pairs):.2f}" if len(pairs) > 1 else "one pair"
+        lines.append(
+            f"{same.recipe} → '{same.target}', {len(same.runs)} seeds ({_run_names(same.runs)}): effects of "
+            f"factors correlate by {r.estimate:.2f} ({between}; chance up to {r.limit:.2f}), main "
+            f"factors overlap by {same.overlap.estimate:.2f} (chance {same.overlap.chance:.2f}, up to "
+            f"{same.overlap.limit:.2f})"
+        )
+    return lines
+
+
+def _run_names(runs: Sequence[str]) -> str:
+    return ", ".join(Path(run).name for run in runs)
+
+
 def _rows(run: Run, content: Mapping[str, Any], k: int) -> list[Row]:
     found = []
     for method in content["methods"]:

@@ -22,11 +22,14 @@ class Experiment:
         recipe: of StylEx; plain StyleGAN2 is trained with `stylegan2` in addition.
         stylegan2: settings of recipe stylegan2 that make it comparable: those of the other recipe where the
             study says "the same hyperparameters".
+        others: settings of any further recipe that make it comparable: the networks' widths, and a perceptual
+            network that needs no download where the experiment's recipe needs none.
         size: pixels along a side.
         note: what is to be known of the data.
         study: counts of training and validation images in the study's Table 1, by what they are used for;
             empty for experiments that are ours.
         flips: the study's and the paper's Table 2, method → (mean, std or None); empty likewise.
+        rendered: whether the data are faces that are rendered where they are not given.
     """
 
     name: str
@@ -37,10 +40,12 @@ class Experiment:
     architecture: str
     recipe: str
     stylegan2: tuple[str, ...]
+    others: tuple[str, ...]
     size: int
     note: str
     study: dict[str, tuple[int, int]]
     flips: dict[str, tuple[float, float | None]]
+    rendered: bool = False
 
     def sources(self, given: Mapping[str, str]) -> tuple[str, str]:
         """Sources of the generator's and of the classifier's images, folders filled in.
@@ -52,8 +57,12 @@ class Experiment:
         return self.generator_data.format(**given), self.classifier_data.format(**given)
 
     def check(self, given: Mapping[str, str]) -> None:
-        """Raise DataError, with where to get it, for each folder that is not given or not there."""
-        self._refuse([name for name in self.needs if name not in given or _is_absent(given[name])], given)
+        """Raise DataError, with where to get it, for folders that are not given or not there.
+
+        What can be rendered need not be given.
+        """
+        absent = [name for name in self.needs if name not in given and not self.rendered]
+        self._refuse(absent + [name for name in given if _is_absent(given[name])], given)
 
     def _refuse(self, names: Sequence[str], given: Mapping[str, str] | None = None) -> None:
         if not names:
@@ -91,6 +100,14 @@ _FAST_NETWORKS = (
     "training.mirror=false",
     "training.ema_halflife_kimg=5.5",
 )
+_STUDY_WIDTHS = ("network.channel_base=65536", "network.channel_max=512", "training.mirror=false")
+_FAST_WIDTHS = (
+    "network.channel_base=2048",
+    "network.channel_max=64",
+    "training.mirror=false",
+    "training.ema_halflife_kimg=5.5",
+    "loss.perceptual_network=classifier",
+)
 
 _AFHQ = (
     "AFHQ: train and val with cat and dog in each (github.com/clovaai/stargan-v2, download.sh afhq-dataset)"
@@ -113,6 +130,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "mobilenet_v2",
             "study",
             _STUDY_NETWORKS,
+            _STUDY_WIDTHS,
             64,
             "Cats and dogs of AFHQ; wild animals are left out. Its val (test in version 2) is our test set; "
             "a ninth of its train is set aside for discovery (and to choose the classifier's epoch), which "
@@ -136,6 +154,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "mobilenet_v2",
             "study",
             _STUDY_NETWORKS,
+            _STUDY_WIDTHS,
             64,
             "The generator sees FFHQ (images 00000 to 59999, the rest is the test set), the classifier "
             "CelebA's attribute Young. The study trained it on 71,968 images of CelebA's 162,770 and "
@@ -155,16 +174,18 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment(
             "avatars-age",
             "age (rendered avatars)",
-            {"avatars": "a folder that 'stylex data avatars --out FOLDER' wrote"},
+            {"avatars": "a folder that 'stylex data avatars --out FOLDER' wrote; rendered if not given"},
             "{avatars}",
             "{avatars}",
             "small_cnn",
             "fast",
             _FAST_NETWORKS,
+            _FAST_WIDTHS,
             64,
             "Rendered faces whose causes are known; 80 : 10 : 10 by hash, faces that look alike in one set.",
             {},
             {},
+            rendered=True,
         ),
         Experiment(
             "fashion-mnist",
@@ -178,6 +199,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "small_cnn",
             "fast",
             _FAST_NETWORKS,
+            _FAST_WIDTHS,
             32,
             "Two classes that are often confused; its official test set is the test set.",
             {},

@@ -16,6 +16,7 @@ from stylex.reproduce import (
     figure_7,
     figure_8,
     figure_9,
+    methods,
     table_1,
     table_2,
 )
@@ -39,6 +40,7 @@ ITEMS: dict[str, tuple[Callable[[Workshop], Item], tuple[str, ...]]] = {
     "figure-9": (figure_9.make, (figure_9.EXPERIMENT,)),
     "compute": (compute.make, BOTH),
     "claims": (claims.make, BOTH),
+    "methods": (methods.make, (methods.EXPERIMENT,)),
 }
 
 ELSEWHERE = {
@@ -47,7 +49,7 @@ ELSEWHERE = {
 
 
 def default_experiments(what: str) -> tuple[str, ...]:
-    """The experiments in which the study has an item.
+    """The experiments in which the study has an item; of an item that is ours the one that needs no data.
 
     Raises:
         ConfigError: no such item, or one that another command makes.
@@ -63,7 +65,7 @@ def check(what: str, shop: Workshop) -> None:
     """See, before any work, that what an item needs was given.
 
     Raises:
-        ConfigError: no such item, or a model for one that trains its own.
+        ConfigError: no such item, a model for one that trains its own, several seeds for one that takes one.
         DataError: a folder of data, or the released model, is missing; says where to get it.
     """
     default_experiments(what)
@@ -72,6 +74,10 @@ def check(what: str, shop: Workshop) -> None:
         return
     if shop.model is not None:
         raise ConfigError(f"{what} trains its own models; --model is for figure-3")
+    if what == "methods":
+        methods.check(shop)
+    elif shop.seeds:
+        raise ConfigError(f"{what} is of one --seed; --seeds is for methods")
     shop.experiment.check(shop.folders)
 
 
@@ -83,6 +89,7 @@ def reproduce(what: str, shop: Workshop) -> Item:
     """
     check(what, shop)
     shop.home.mkdir(parents=True, exist_ok=True)
+    shop.render()
     item = ITEMS[what][0](shop)
     page, figures = shop.home / f"{what}.md", shop.home / f"{what}.json"
     write_atomically(page, lambda file: file.write((item.text + "\n").encode("utf-8")))

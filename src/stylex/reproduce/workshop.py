@@ -11,9 +11,11 @@ from typing import Any
 
 from stylex import classifiers, training
 from stylex.attfind import SearchSource, load_findings, search
-from stylex.config import AttFindSettings, RunConfig, differences
-from stylex.data import Dataset, load_dataset
+from stylex.config import AttFindSettings, RunConfig, differences, load_recipe
+from stylex.data import Dataset, load_dataset, render_avatars
+from stylex.data.folder import TABLE
 from stylex.errors import RunError
+from stylex.evaluation.controls import RANDOM_WEIGHTS
 from stylex.evaluation.measure import TestImages, prepare
 from stylex.evaluation.stage import evaluate_run, evaluate_study, is_evaluated
 from stylex.evaluation.study_protocol import StudySettings
@@ -23,9 +25,13 @@ from stylex.model import Model, load_model
 from stylex.reproduce.experiments import Experiment
 from stylex.reproduce.kept import check_classifier, check_run, finished
 from stylex.run import Run, read_json, read_tensors
+from stylex.training.plan import SCHEDULE_KEYS, scale_total
 from stylex.training.setup import Request, create_run
 
 STYLEGAN2 = "stylegan2"
+
+RECIPES = ("fast", "stylex", "study", STYLEGAN2)
+"""Recipes that item `methods` sets side by side."""
 
 
 @dataclass(eq=False)
@@ -45,6 +51,8 @@ class Workshop:
         study: numbers of protocol study.
         images_per_class: discovery images of each class for AttFind; None for the recipe's.
         model: a folder with the authors' released model, or a converted run; for figure 3.
+        recipes, seeds: of item `methods`; no seeds: `seed` alone.
+        faces: how many are rendered, where the experiment's are not given.
     """
 
     experiment: Experiment
@@ -59,6 +67,9 @@ class Workshop:
     study: StudySettings = field(default_factory=StudySettings)
     images_per_class: int | None = None
     model: Path | None = None
+    recipes: Sequence[str] = RECIPES
+    seeds: Sequence[int] = ()
+    faces: int = 13_000
     say: Callable[[str], None] = lambda message: None
 
     @property
@@ -68,6 +79,17 @@ class Workshop:
     @property
     def stylex_recipe(self) -> str:
         return self.recipe or self.experiment.recipe
+
+    def render(self) -> None:
+        """Render the experiment's faces into `home`/avatars, once, where it has faces and none are given."""
+        if not self.experiment.rendered or self.folders:
+            return
+        folder = self.home / "avatars"
+        if not (folder / TABLE).exists():
+            self.say(f"rendering {self.faces} faces")
+            render_avatars(folder, count=self.faces, size=self.pixels)
+        (name,) = self.experiment.needs
+        self.folders = {name: str(folder)}
 
     @cached_property
     def data(self) -> Dataset:
@@ -115,28 +137,45 @@ class Workshop:
         trained.save(file)
         return file
 
-    def settings(self, recipe: str) -> RunConfig:
-        """The settings of a recipe's run."""
+    def settings(self, recipe: str, seed: int | None = None) -> RunConfig:
+        """The settings of a recipe's run, by default of the workshop's own seed."""
         source, _ = self.experiment.sources(self.folders)
-        own = self.experiment.stylegan2 if recipe == STYLEGAN2 else ()
         request = Request(
             data=source,
             classifier=str(self.home / "classifier.safetensors"),
             recipe=recipe,
             experiment=self.experiment.name,
             size=self.pixels,
-            seed=self.seed,
-            assignments=(*own, *self.assignments),
+            seed=self.seed if seed is None else seed,
+            assignments=(*self._made_comparable(recipe), *self.assignments),
         )
-        return request.settings(self.home / recipe)
+        return request.settings(self.run_folder(recipe, seed))
 
-    def run(self, recipe: str) -> Run:
+    def _made_comparable(self, recipe: str) -> tuple[str, ...]:
+        """Settings that give a recipe the widths and the length of the experiment's own."""
+        if recipe == STYLEGAN2:
+            return self.experiment.stylegan2
+        if recipe == self.stylex_recipe:
+            return ()
+        others = self.experiment.others
+        fixed = {assignment.partition("=")[0] for assignment in others}
+        total = load_recipe(self.stylex_recipe, self.assignments).training.total_kimg
+        scaled = scale_total(load_recipe(recipe, others), total, fixed).model_dump()
+        keys = [key.split(".") for key in (*SCHEDULE_KEYS, "training.total_kimg") if key not in fixed]
+        return (*others, *(f"{section}.{name}={scaled[section][name]}" for section, name in keys))
+
+    def run_folder(self, recipe: str, seed: int | None = None) -> Path:
+        """Where the run of a recipe lies."""
+        own = seed is None or seed == self.seed
+        return self.home / (recipe if own else f"{recipe}-seed-{seed}")
+
+    def run(self, recipe: str, seed: int | None = None) -> Run:
         """The run of a recipe, trained to its end.
 
         Raises:
             ConfigError: the one that is there was made with other settings, images or classifier.
         """
-        path, wanted = self.home / recipe, self.settings(recipe)
+        path, wanted = self.run_folder(recipe, seed), self.settings(recipe, seed)
         classifier = classifiers.load(self.classifier_file())
         if (path / "run.json").exists():
             run = Run.open(path)
@@ -145,7 +184,7 @@ class Workshop:
                 return run
         else:
             run = create_run(path, wanted, self.data, classifier, self.hardware)
-        self.say(f"training recipe {recipe}")
+        self.say(f"training {path.name}")
         place(classifier.freeze(), self.hardware)
         watch = training.watched_images(self.data)
         training.train(run, self.data.training, classifier, self.hardware, watch=watch)
@@ -153,9 +192,9 @@ class Workshop:
             raise RunError(f"{path}: training ended without a model file")
         return run
 
-    def explainer(self, recipe: str) -> Explainer:
+    def explainer(self, recipe: str, seed: int | None = None) -> Explainer:
         """The run of a recipe with its attributes, searched where that has not been done."""
-        run = self.run(recipe)
+        run = self.run(recipe, seed)
         return self.searched(
             run, run.config.attfind, lambda model: None if model.encoder is None else self.data.discovery
         )
@@ -186,17 +225,21 @@ class Workshop:
         """Test images, or sampled ones where the recipe has no encoder."""
         return prepare(model, self.data.test if model.encoder is not None else None, self.seed)
 
-    def evaluation(self, recipe: str) -> dict[str, object]:
-        """evaluation.json of a recipe's run: of its attributes, our test images and this judge."""
-        explainer, judge = self.explainer(recipe), self.classifier_file(judge=True)
+    def evaluation(self, recipe: str, seed: int | None = None, *, control: bool = False) -> dict[str, object]:
+        """evaluation.json of a recipe's run: of its attributes, our test images and this judge.
+
+        With `control` also of AttFind's other selection and of a classifier with random weights.
+        """
+        explainer, judge = self.explainer(recipe, seed), self.classifier_file(judge=True)
         file, test = explainer.run.path / "evaluation.json", self.test_images(explainer.model)
         if is_evaluated(explainer, test):
-            known: dict[str, object] = read_json(file)
-            if known.get("judge") == classifiers.load(judge).fingerprint:
+            known: dict[str, Any] = read_json(file)
+            has_control = RANDOM_WEIGHTS in {method["method"] for method in known["methods"]}
+            if known.get("judge") == classifiers.load(judge).fingerprint and (has_control or not control):
                 return known
-        self.say(f"evaluating recipe {recipe}")
+        self.say(f"evaluating {explainer.run.path.name}")
         with explainer.run.locked():
-            evaluate_run(explainer, test, judge=judge)
+            evaluate_run(explainer, test, judge=judge, control=control)
         content: dict[str, object] = read_json(file)
         return content
 
