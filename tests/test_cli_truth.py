@@ -14,7 +14,9 @@ import training_problems
 from stylex.cli.app import main
 from stylex.data import load_dataset
 from stylex.data.avatars import render_avatars
+from stylex.evaluation.coverage import LEAST_IMAGES, TRUSTED
 from stylex.evaluation.factor_training import train_detector
+from stylex.run import read_json
 from test_cli import documented, same_shape
 
 pytest.importorskip("python_avatars")
@@ -55,6 +57,11 @@ def check(capfd: pytest.CaptureFixture[str], verb: str, *arguments: object, like
     assert code == 0, err
     content = json.loads(out)
     same_shape(documented(like or verb), content)
+    for entry in content.get("coverage", ()):
+        assert entry["group"] in ("class 'a'", "class 'b'")
+        lost = entry["agreement"]["estimate"] < TRUSTED or entry["agreement"]["n"] < LEAST_IMAGES
+        assert (entry["warning"] is not None) == lost
+        assert not lost or f"warning: {entry['warning']}" in err
     return content
 
 
@@ -71,6 +78,8 @@ def test_verbs(
     asked = [run, "--factors", detector, "--truth", "--faces", 24, "--control", *CPU]
     measured = check(capfd, "stylex evaluate", *asked)
     assert measured["truth"]["faces"] == 24
+    assert measured["coverage"] == read_json(run / "evaluation.json")["coverage"]
+    assert sum(entry["agreement"]["n"] for entry in measured["coverage"]) == measured["images"]
     assert {"AttFind independent", "random-weight classifier"} <= {m["method"] for m in measured["methods"]}
     assert measured["truth"]["reliance"]
     code, _, err = stylex(capfd, "evaluate", run, "--truth")
@@ -91,8 +100,12 @@ def test_verbs(
     code, _, err = stylex(capfd, "evaluate", run, "--set", "repeats=2", *CPU)
     assert (code, "--set is for --protocol study" in err) == (2, True)
     use = ["glasses", "--column", "glasses", "--images", 4, "--draws", 19, "--no-adjust", *CPU]
-    verdict = check(capfd, "stylex ask use", run, *use)["verdicts"][0]
-    assert verdict["examples_with"] >= 8
+    found = check(capfd, "stylex ask use", run, *use)
+    assert found["verdicts"][0]["examples_with"] >= 8
+    assert sum(entry["agreement"]["n"] for entry in found["coverage"]) == 4
+    assert all(
+        "too few" in entry["warning"] or "not be trusted" in entry["warning"] for entry in found["coverage"]
+    )
     code, _, err = stylex(capfd, "ask", "use", run, "hat", *CPU)
     assert (code, "say who shows it" in err) == (2, True)
     code, _, err = stylex(capfd, "ask", "use", run, "hat", "--column", "hat", *CPU)
@@ -101,7 +114,7 @@ def test_verbs(
     code, _, err = stylex(capfd, "ask", "groups", run, "--by", "age", *CPU)
     assert (code, "no column 'age'" in err) == (1, True)
     versions = ["--classifier", home / "other.safetensors", "--images", 2, "--count", 1]
-    check(capfd, "stylex ask versions", run, *versions, *CPU)
+    assert check(capfd, "stylex ask versions", run, *versions, *CPU)["coverage"] == measured["coverage"]
     monkeypatch.setattr("stylex.evaluation.stage.load_extractor", lambda name: problems.PooledPixels())
     given = ["--count", 6, "--perceptual", "classifier", "--export", tmp_path / "cf", *CPU]
     figures = check(capfd, "stylex counterfactuals", run, *given)

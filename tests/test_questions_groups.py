@@ -17,10 +17,10 @@ import training_problems
 from stylex.attfind import Discovery, find_attributes, load_logits, search, sweep
 from stylex.data.images import ImageSet
 from stylex.errors import ClassifierError, DataError, RunError
+from stylex.evaluation.coverage import by_class, coverage
 from stylex.evaluation.measure import TestImages
 from stylex.explainer import open_explainer
 from stylex.questions import groups as questions
-from stylex.questions.coverage import by_class, coverage
 from stylex.questions.groups import _adjusted, explain_groups, groups_from_column, right_or_wrong
 from stylex.questions.versions import compare_versions
 from stylex.run import Run

@@ -19,6 +19,7 @@ from stylex.cli.output import (
     Threads,
     choose_hardware,
     note,
+    note_coverage,
     progress,
     result,
 )
@@ -27,8 +28,9 @@ from stylex.run import Run
 
 if TYPE_CHECKING:
     from stylex.data import ImageSet
+    from stylex.evaluation.coverage import Coverage
+    from stylex.evaluation.measure import TestImages
     from stylex.explainer import Explainer
-    from stylex.questions.coverage import Coverage
     from stylex.questions.groups import GroupFinding
 
 app = typer.Typer(
@@ -67,6 +69,7 @@ def use(
     as_json: AsJson = False,
 ) -> None:
     """Does the classifier use it? A hypothesis, tested with examples from a column or from two folders."""
+    from stylex.evaluation.measure import prepare
     from stylex.explainer import load_images, open_explainer
     from stylex.questions.hypothesis import columns_of, does_it_use
 
@@ -121,7 +124,12 @@ def use(
         "in the data they differ by {:+.2f} ({:+.2f} to {:+.2f})".format(*each.association)
         for each in verdicts
     )
-    result(as_json, {"run": str(path), "verdicts": [each.to_json() for each in verdicts]}, text)
+    content = {
+        "run": str(path),
+        "verdicts": [each.to_json() for each in verdicts],
+        "coverage": _coverage_by_class(explainer, prepare(explainer.model, test, run.config.seed)),
+    }
+    result(as_json, content, text)
 
 
 @app.command()
@@ -225,7 +233,8 @@ def versions(
             f"({change.low:+.2f} to {change.high:+.2f})"
         )
     lines.append("* differs (p ≤ 0.05 after Holm's adjustment)")
-    content = {"run": str(path), "classifier": classifier, **found.to_json()}
+    covered = _coverage_by_class(explainer, test)
+    content = {"run": str(path), "classifier": classifier, **found.to_json(), "coverage": covered}
     result(as_json, content, "\n".join(lines))
 
 
@@ -291,17 +300,24 @@ def _others(candidates: ImageSet, examples: ImageSet, most: int, seed: int) -> I
 
 def _coverage(explainer: Explainer, images: ImageSet, labels: Sequence[str]) -> tuple[Coverage, ...]:
     """Coverage of the groups of test images, said out loud where it is low; none without test images."""
+    from stylex.evaluation.coverage import coverage
     from stylex.evaluation.measure import prepare
-    from stylex.questions.coverage import coverage
 
     if not len(images) or len(labels) != len(images):
         return ()
     test = prepare(explainer.model, images, explainer.run.config.seed)
     found = coverage(test, labels, explainer.model.classifier.activation)
-    for entry in found:
-        if entry.warning is not None:
-            note(f"warning: {entry.warning}")
+    note_coverage(found)
     return found
+
+
+def _coverage_by_class(explainer: Explainer, test: TestImages) -> list[dict[str, Any]]:
+    """Coverage of test images by class, said out loud where it is low, as plain values."""
+    from stylex.evaluation.coverage import by_class
+
+    found = by_class(test, explainer.class_names, explainer.model.classifier.activation)
+    note_coverage(found)
+    return [entry.to_json() for entry in found]
 
 
 def _show_groups(path: Path, by: str, found: Sequence[GroupFinding], as_json: bool) -> None:

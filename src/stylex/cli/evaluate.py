@@ -17,6 +17,7 @@ from stylex.cli.output import (
     Threads,
     choose_hardware,
     note,
+    note_coverage,
     progress,
     result,
 )
@@ -90,7 +91,6 @@ def evaluate(
     from stylex.evaluation.measure import prepare
     from stylex.evaluation.stage import evaluate_run, load_detector, load_faces, load_measures
     from stylex.explainer import load_images, open_explainer
-    from stylex.questions.coverage import by_class
 
     run = Run.open(path)
     if protocol == "study":
@@ -126,9 +126,7 @@ def evaluate(
             control=control,
             on_progress=lambda stage: note(f"measuring {stage}"),
         )
-    for entry in by_class(images, explainer.class_names, explainer.model.classifier.activation):
-        if entry.warning is not None:
-            note(f"warning: {entry.warning}")
+    note_coverage(found.coverage)
     result(as_json, {"run": str(path), **found.to_json()}, describe(found))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,6 +28,9 @@ from stylex.errors import ConfigError, DataError, RunError
 from stylex.hardware import Hardware
 from stylex.parallel import World
 from stylex.run import check_writable
+
+if TYPE_CHECKING:
+    from stylex.evaluation.coverage import Coverage
 
 errors = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
@@ -65,6 +68,13 @@ def error_line(message: str) -> None:
 def note(message: str) -> None:
     """A line for people, on standard error."""
     errors.print(message, soft_wrap=True, markup=False)
+
+
+def note_coverage(found: Iterable[Coverage]) -> None:
+    """Name the groups of images of which explanations should not be trusted."""
+    for entry in found:
+        if entry.warning is not None:
+            note(f"warning: {entry.warning}")
 
 
 class _Warnings(logging.Handler):

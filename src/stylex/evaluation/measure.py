@@ -26,6 +26,7 @@ from stylex.model import Model
 from stylex.stylespace import DirectedCoordinate, StyleSpace
 
 if TYPE_CHECKING:
+    from stylex.evaluation.coverage import Coverage
     from stylex.evaluation.factors import FactorAgreement
     from stylex.evaluation.quality import Quality
     from stylex.evaluation.truth import Truth
@@ -103,7 +104,8 @@ class Evaluation:
     `agreement` is the share of images whose class survives reconstruction, `l1` the mean absolute difference
     of a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target.
     Targets outside of which there is no test image are missing in `methods` and `single`. `factors`,
-    `quality` and `truth` are None where they were not asked for. `measured` says which the images were.
+    `quality` and `truth` are None where they were not asked for. `measured` says which the images were,
+    `coverage` of which of them, class by class, reconstruction lets the model speak.
     """
 
     images: int
@@ -116,6 +118,7 @@ class Evaluation:
     factors: FactorAgreement | None = None
     quality: Quality | None = None
     truth: Truth | None = None
+    coverage: tuple[Coverage, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -129,6 +132,7 @@ class Evaluation:
             "factors": None if self.factors is None else self.factors.to_json(),
             "quality": None if self.quality is None else self.quality.to_json(),
             "truth": None if self.truth is None else self.truth.to_json(),
+            "coverage": [entry.to_json() for entry in self.coverage],
         }
 
 

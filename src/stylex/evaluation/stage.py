@@ -15,6 +15,7 @@ from stylex.classifiers import Classifier
 from stylex.data import Dataset, ImageSet
 from stylex.errors import ClassifierError, ConfigError, DataError, RunError
 from stylex.evaluation.controls import RANDOM_WEIGHTS, Rankings, other_selection, random_weight_ranking
+from stylex.evaluation.coverage import by_class
 from stylex.evaluation.extractors import Extractor, load_extractor
 from stylex.evaluation.factors import FactorDetector, agreement
 from stylex.evaluation.measure import COUNTS, Evaluation, TestImages, evaluate, identify, prepare
@@ -177,6 +178,8 @@ def evaluate_run(
         others=others,
         on_progress=on_progress,
     )
+    covered = by_class(test, model.class_names, model.classifier.activation)
+    found = replace(found, coverage=covered)
     if model.encoder is not None:
         found = replace(found, measured=replace(found.measured, source=source or run.data_source))
     if detector is not None:

@@ -16,9 +16,9 @@ from stylex.attfind.attributes import in_class
 from stylex.classifiers import Classifier
 from stylex.data import ImageSet
 from stylex.errors import DataError, RunError
+from stylex.evaluation.coverage import LEAST_IMAGES, Coverage
 from stylex.evaluation.intervals import Interval, bootstrap
 from stylex.explainer import Explainer
-from stylex.questions.coverage import LEAST_IMAGES, Coverage
 from stylex.questions.hypothesis import welch
 
 COUNT = 5
