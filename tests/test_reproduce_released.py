@@ -198,6 +198,48 @@ def test_figure_3_without_the_published_latents(
     assert all(each["image"].startswith("sample ") for each in shown)
 
 
+def test_what_was_made_of_other_arguments_is_not_figure_3(
+    measured: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
+    model, home = tmp_path / "model", tmp_path / "home"
+    shutil.copytree(measured[0], model)
+    (model / "examples_1.tfrecord").unlink()
+    asked = ("--model", model, "--home", home)
+    code, first = reproduce(capfd, *asked, "--images", "2")
+    assert code == 0, first
+    moved = shutil.move(model, tmp_path / "elsewhere")
+    asked = ("--model", moved, "--home", home)
+    weights = (home / "released" / "model.safetensors").stat().st_mtime_ns
+    assert reproduce(capfd, *asked, "--images", "2") == (0, first)  # the same content is used again
+    assert (home / "released" / "model.safetensors").stat().st_mtime_ns == weights
+    code, more = reproduce(capfd, *asked, "--images", "3")
+    assert (first["content"]["images"], more["content"]["images"]) == (4, 6)
+
+    def refusal(*words: object) -> str:
+        code, line = reproduce(capfd, *asked, *words)
+        assert code == 2
+        assert "give another --home, or delete" in line
+        return str(line)
+
+    assert "released.json: was made with seed 0, asked for is 1" in refusal("--seed", 1)
+    (tmp_path / "faces").mkdir()
+    assert "images sampled latents, asked for is ffhq:" in refusal("--data", f"ffhq={tmp_path / 'faces'}")
+    shutil.copy(measured[0] / "examples_1.tfrecord", moved)
+    assert "images sampled latents, asked for is (sha256" in refusal()
+    (Path(moved) / "examples_1.tfrecord").unlink()
+    variables = Path(moved) / "encoder.savedmodel" / "variables" / "variables.data-00000-of-00001"
+    content = bytearray(variables.read_bytes())
+    content[-1] ^= 1
+    variables.write_bytes(content)
+    assert re.search(r"was made with model \(sha256 .*asked for is \(sha256", refusal())
+    code, line = reproduce(capfd, "--model", home / "released", "--data", f"ffhq={tmp_path / 'faces'}")
+    assert (code, "a run stands on its own images; leave out --data" in line) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ import training_problems
 from stylex import load
 from stylex.attfind import search
 from stylex.attfind.likeness import likeness
+from stylex.counterfactuals import to_picture
 from stylex.data.images import ImageSet
 from stylex.evaluation.measure import prepare
 from stylex.explainer import Explainer
 from stylex.model import Model
 from stylex.networks import build
+from stylex.run import write_json
 from stylex.study.design import Design, StudySettings
 from stylex.study.material import load_design, load_pairs, make_study, study_folder, top_attributes
 
@@ -90,6 +93,14 @@ def test_a_study_of_one_of_three_classes(tmp_path: Path) -> None:
     said: list[str] = []
     design = make_study(explainer, prepare(explainer.model, images, 0), settings, said.append)
     check_study(explainer, design)
+    used = design.drawn_from
+    assert used is not None
+    assert (used.source, used.names) == (explainer.run.data_source, images.names)
+    assert used.sha256 == hashlib.sha256(images.images.tobytes()).hexdigest()
+    places, pairs = load_pairs(explainer.run)
+    test = prepare(explainer.model, images, 0)
+    for name, row in design.images.items():
+        np.testing.assert_array_equal(pairs[places[name], 0], to_picture(test.reconstructions[row]))
     assert {entry.target for entry in design.attributes} == {"b"}
     assert any("2 of 2" in line for line in said)
 
@@ -100,6 +111,13 @@ def test_a_study_of_a_model_without_an_encoder(tmp_path: Path) -> None:
         explainer, prepare(explainer.model, None, 0, count=40), StudySettings(attributes=3, questions=1)
     )
     check_study(explainer, design)
+    used = design.drawn_from
+    assert used is not None
+    assert (used.source, used.sha256, used.names[39]) == (None, None, "sample 39")
+    before = design.model_dump(mode="json")
+    del before["drawn_from"]  # a study of an earlier version
+    write_json(study_folder(explainer.run) / "study.json", before)
+    assert load_design(explainer.run) == design.model_copy(update={"drawn_from": None})
 
 
 def test_a_coordinate_is_asked_about_once_though_it_is_listed_both_ways(tmp_path: Path) -> None:

@@ -379,7 +379,7 @@ def _drawn(
             "answers.sqlite-shm",
         ):  # of a study nobody answered
             (study_folder(run) / name).unlink(missing_ok=True)
-        return make_study(explainer, test, settings, note)
+        return make_study(explainer, test, settings, note, source=data)
 
 
 def _existing(run: Run) -> Design:

@@ -6,6 +6,9 @@ attributes found. Where the notebook's authors picked the pictures by hand, the 
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +20,17 @@ import torch
 from stylex.attfind import Latents, load_logits, sample_latents
 from stylex.attfind.search import SearchSource
 from stylex.config import AttFindSettings
-from stylex.errors import CheckpointError, DataError
+from stylex.errors import CheckpointError, ConfigError, DataError
 from stylex.explainer import Explainer, load_images
 from stylex.interop.conversion import SAMPLED, convert
 from stylex.interop.stylex_tf import find_parts, load_released
 from stylex.interop.tf_records import PUBLISHED, PublishedEffects, read_published
 from stylex.model import Model
 from stylex.reproduce.attribute_sheets import Candidates, Pick, attribute_sheet
+from stylex.reproduce.kept import content_of, refuse
 from stylex.reproduce.sheets import Item
 from stylex.reproduce.workshop import Workshop
-from stylex.run import Run
+from stylex.run import Run, read_json, write_json
 from stylex.stylespace import DirectedCoordinate
 
 EXPERIMENT = "study-ffhq-age"
@@ -69,10 +73,17 @@ CANDIDATES = 200
 
 
 def check(shop: Workshop) -> None:
-    """Raise DataError, with where to get it, unless the released model (or a run of it) is there."""
+    """See that the released model, or a run of it, is there.
+
+    Raises:
+        DataError: it is not; says where to get it.
+        ConfigError: images for a run, which has its own.
+    """
     if shop.model is None:
         raise DataError(f"figure-3 needs --model FOLDER: {WHERE}")
     if (shop.model / "run.json").exists():
+        if shop.folders:
+            raise ConfigError(f"--model {shop.model}: a run stands on its own images; leave out --data")
         return
     missing = [part for part in NEEDED if part not in find_parts(shop.model)]
     if missing:
@@ -105,20 +116,66 @@ def _run(shop: Workshop) -> Run:
     """The released model as a run: the one given, or made (once) of the SavedModels given.
 
     A run that is made stands on the images given with --data, else on the published latents, else on samples.
+
+    Raises:
+        ConfigError: the one that is there was made of another model or other images.
     """
     assert shop.model is not None
     if (shop.model / "run.json").exists():
         return Run.open(shop.model)
-    home = shop.home / "released"
+    home, record = shop.home / "released", shop.home / "released.json"
+    asked = _origin(shop)
     if (home / "run.json").exists():
+        made = read_json(record) if record.exists() else {}
+        other = {
+            key: (_said_of(key, made[key]), _said_of(key, value))
+            for key, value in asked.items()
+            if made.get(key, value) != value
+        }
+        refuse(record, other, home)
         return Run.open(home)
+    write_json(record, asked)  # first: a run without it could be of anything
     shop.say(f"converting {shop.model}")
     classifier = load_released(shop.model).classifier
     if classifier is not None and classifier.classes == len(CLASSES):
         classifier.class_names = CLASSES
+    return convert(shop.model, home, classifier, classifier_source="classifier.safetensors", data=_data(shop))
+
+
+def _data(shop: Workshop) -> str:
+    assert shop.model is not None
     file = shop.model / PUBLISHED
-    data = shop.experiment.generator_source(shop.folders) or (str(file) if file.exists() else SAMPLED)
-    return convert(shop.model, home, classifier, classifier_source="classifier.safetensors", data=data)
+    return shop.experiment.generator_source(shop.folders) or (str(file) if file.exists() else SAMPLED)
+
+
+def _origin(shop: Workshop) -> dict[str, Any]:
+    """What the arguments make a run of: contents of model and latents, or which images, or which samples."""
+    assert shop.model is not None
+    data = _data(shop)
+    published = Path(data).name == PUBLISHED
+    places = {name: str(Path(folder).resolve()) for name, folder in shop.folders.items()}
+    images = shop.experiment.generator_source(places) or data
+    return {
+        "model": _digest([file for part in find_parts(shop.model).values() for file in part.rglob("*")]),
+        "images": _digest([Path(data)]) if published else images,
+        "seed": shop.seed if data == SAMPLED else None,
+    }
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        if file.is_file():
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            with file.open("rb") as opened:
+                while block := opened.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _said_of(key: str, value: Any) -> Any:
+    is_hash = key == "model" or (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value))
+    return content_of("", value) if is_hash else value
 
 
 def _published(run: Run) -> PublishedEffects | None:

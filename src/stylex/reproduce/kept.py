@@ -55,8 +55,8 @@ def check_run(run: Run, wanted: RunConfig, *, data: str, classifier: str) -> Non
     ):
         before = hashes.get("data" if what == "images" else what, now)
         if before != now:
-            other[what] = (_content(places[0], before), _content(places[1], now))
-    _refuse(run.config_file, other, run.path)
+            other[what] = (content_of(places[0], before), content_of(places[1], now))
+    refuse(run.config_file, other, run.path)
 
 
 def check_classifier(
@@ -83,15 +83,17 @@ def check_classifier(
     other = {key: values for key, values in said.items() if values[0] not in (None, values[1])}
     before = report.get("data_fingerprint")
     if before not in (None, data):
-        other["images"] = (_content("", before), _content("", data))
-    _refuse(file, other, file)
+        other["images"] = (content_of("", before), content_of("", data))
+    refuse(file, other, file)
 
 
-def _content(place: str, fingerprint: str) -> str:
+def content_of(place: str, fingerprint: str) -> str:
+    """How a line tells contents apart."""
     return f"{place} (sha256 {fingerprint[:12]}…)".strip()
 
 
-def _refuse(file: Path, other: Mapping[str, tuple[Any, Any]], made: Path) -> None:
+def refuse(file: Path, other: Mapping[str, tuple[Any, Any]], made: Path) -> None:
+    """Raise ConfigError if anything is other: what → (value that `file` says, value asked for)."""
     if not other:
         return
     listed = [f"{key} {before}, asked for is {now}" for key, (before, now) in list(other.items())[:SHOWN]]

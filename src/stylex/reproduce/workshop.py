@@ -213,7 +213,12 @@ class Workshop:
         with suppress(RunError):  # not searched, or searched before it was trained on
             known = load_findings(run).settings
             mine = run.path.resolve().is_relative_to(self.home.resolve())
-            if not mine or set(differences(known, settings)) <= {"batch_size"}:
+            same = set(differences(known, settings)) <= {"batch_size"}
+            if not mine and not same:
+                self.say(
+                    f"{run.path}: searched with settings of its own; its attributes are taken as they are"
+                )
+            if not mine or same:
                 return open_explainer(run, self.hardware)
         self.say(f"searching attributes of {run.path}")
         model = load_model(run, self.hardware)

@@ -77,8 +77,22 @@ class StudyQuestion(_Frozen):
     key: Side
 
 
+class TestImagesUsed(_Frozen):
+    """The test images that a study was drawn from, in order; see `evaluation.measure.MeasuredImages`."""
+
+    __test__ = False
+
+    source: str | None
+    sha256: str | None
+    names: tuple[str, ...]
+
+
 class Design(_Frozen):
-    """A whole study. `images` says which image each animation shows; animations are named, not numbered."""
+    """A whole study; animations are named, not numbered.
+
+    `images` says which image each animation shows: its place in the names of `drawn_from`. That is None in a
+    study of an earlier version, which did not keep them.
+    """
 
     format: int = 1
     settings: StudySettings
@@ -86,6 +100,7 @@ class Design(_Frozen):
     questions: tuple[StudyQuestion, ...]
     practice: StudyQuestion
     images: dict[str, int]
+    drawn_from: TestImagesUsed | None = None
 
     @property
     def key(self) -> dict[int, str]:

@@ -16,14 +16,21 @@ from torch import Tensor
 from stylex.attfind import Attribute, Findings
 from stylex.attfind.likeness import LIKENESS_IMAGES, likeness
 from stylex.errors import DataError, RunError
-from stylex.evaluation.measure import TestImages
+from stylex.evaluation.measure import TestImages, identify
 from stylex.explainer import Explainer
 from stylex.report.animation import write_gif
 from stylex.report.content import Pair
 from stylex.report.gallery import gallery
 from stylex.report.pictures import SHOWN_SIDE, as_image, enlarge
 from stylex.run import Run, read_json, read_tensors, write_atomically, write_json, write_tensors
-from stylex.study.design import Design, StudyAttribute, StudySettings, make_questions, needed_images
+from stylex.study.design import (
+    Design,
+    StudyAttribute,
+    StudySettings,
+    TestImagesUsed,
+    make_questions,
+    needed_images,
+)
 
 DISTRACTORS = 3
 """Images of an attribute beyond those that its own questions need: more to draw distractors from."""
@@ -64,10 +71,15 @@ def make_study(
     test: TestImages,
     settings: StudySettings,
     on_progress: Callable[[str], None] | None = None,
+    *,
+    source: str | None = None,
 ) -> Design:
     """Draw a study's animations, write them and its design into the run, and return the design.
 
     Attributes that too few images show are passed over. File names say nothing about what is in them.
+
+    Args:
+        source: where the test images came from, by default the run's own source.
 
     Raises:
         DataError: too few attributes that enough test images show.
@@ -119,6 +131,7 @@ def make_study(
         questions=questions,
         practice=practice,
         images=images,
+        drawn_from=_identity(explainer, test, source),
     )
     (folder / "study.json").unlink(missing_ok=True)
     if (folder / "material").exists():
@@ -132,6 +145,16 @@ def make_study(
     # Last: a folder without it is no study yet.
     write_json(folder / "study.json", design.model_dump(mode="json"))
     return design
+
+
+def _identity(explainer: Explainer, test: TestImages, source: str | None) -> TestImagesUsed:
+    found = identify(explainer.model, test)
+    sampled = explainer.model.encoder is None
+    return TestImagesUsed(
+        source=None if sampled else source or explainer.run.data_source,
+        sha256=found.sha256,
+        names=found.names,
+    )
 
 
 def _alike(explainer: Explainer, chosen: list[Attribute]) -> list[tuple[int, ...]]:
