@@ -122,6 +122,8 @@ def test_table_2(made: Workshop) -> None:
     assert ours["confirmed"] is not None
     assert "0.042 ± 0.006 | 0.250" in item.text  # the study's and the paper's
     assert item.content["columns"]["AttFind with StyleGAN2"]["original"] is None
+    assert "±: standard deviation over the draws" in item.text
+    assert "The ± that the study prints for Wu et al. is by mistake one of AttFind's" in item.text
     # Another number of repeats is measured anew, the same one is not.
     before = (made.home / "fast" / "study.json").stat().st_mtime_ns
     reproduce("table-2", made)

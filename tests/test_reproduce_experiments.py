@@ -173,6 +173,7 @@ def test_figures_of_an_experiment(shop: Workshop, tmp_path: Path) -> None:
     columns = reproduce("table-2", made).content["columns"]
     assert set(columns) == {"Wu et al.", "AttFind with StyleGAN2", "AttFind with StylEx"}
     assert columns["AttFind with StylEx"]["original"] is not None
+    assert ("by mistake one of AttFind's" in (made.home / "table-2.md").read_text()) == bool(own.flips)
     claims = reproduce("claims", made).content["claims"]
     assert [claim["verdict"] in ("supported", "not supported", "undecided") for claim in claims] == [True] * 3
     for item in ("figure-4", "figure-6", "figure-9"):

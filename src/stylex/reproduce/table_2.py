@@ -14,6 +14,16 @@ COLUMNS = (
 )
 """Column, recipe (empty: the experiment's own) and method; Wu et al. is of StyleGAN2, as in the study."""
 
+SPREAD = (
+    "±: standard deviation over the draws of latents, in which images come again; what other images would "
+    "give is the interval's to say."
+)
+
+OF_THE_STUDY = (
+    "The ± that the study prints for Wu et al. is by mistake one of AttFind's, so nothing is known of its "
+    "own; and where its table says 0.247 (AFHQ), its text says 20.8 %."
+)
+
 
 def make(shop: Workshop) -> Item:
     """Our rates with what a rate should never be without, beside the study's and the paper's."""
@@ -47,7 +57,14 @@ def make(shop: Workshop) -> Item:
             f"{whole['high']:.3f} | {against} | {figure['coordinates']} | "
             f"{'–' if share is None else format(share, '.2f')} | {figure['distance']:.3f} | {other} |"
         )
-    content = {"columns": columns, "published": published, "settings": numbers.model_dump(mode="json")}
+    notes = [SPREAD, OF_THE_STUDY] if published else [SPREAD]
+    lines += ["", " ".join(notes)]
+    content = {
+        "columns": columns,
+        "published": published,
+        "settings": numbers.model_dump(mode="json"),
+        "notes": notes,
+    }
     return Item("table-2", shop.experiment.name, "\n".join(lines), content)
 
 
