@@ -39,7 +39,7 @@ def reproduce(
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe of StylEx in place of the experiment's.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Setting of both recipes, section.key=value.")
+        list[str] | None, typer.Option("--set", help="Setting of every recipe, section.key=value.")
     ] = None,
     study: Annotated[
         list[str] | None, typer.Option("--study", help="Number of protocol study, such as repeats=3.")
