@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ from stylex.training import costs
 from stylex.training.loop import Trainer
 
 CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
+
+NARROW = [word for setting in training_problems.TINY[:9] for word in ("--set", setting)]
+"""Networks whose steps take milliseconds, where it does not matter which they are."""
 
 NO_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
 
@@ -139,12 +143,34 @@ def test_widths_that_do_not_fit_make_way_for_narrower_ones(
 def test_a_length_that_leaves_out_what_the_recipe_is_for_is_said(
     stylex: Call, command: list[str | Path]
 ) -> None:
-    code, _, said = stylex(*command, "--dry-run", "--set", "training.total_kimg=14")
+    code, _, said = stylex(*command, *NARROW, "--dry-run", "--set", "training.total_kimg=14")
     assert code == 0, said
     warned = [line for line in said.splitlines() if line.startswith("warning:")]
     assert len(warned) == 2, said
     assert "loss.adversarial_start_kimg is 50" in warned[0]
     assert "sparsity.start_kimg is 65" in warned[1]
+
+
+def test_what_is_chosen_and_a_dry_run_say_the_same_time(
+    stylex: Call, command: list[str | Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One measurement is behind both."""
+    measured: list[float] = []
+    measure = costs.measure_step
+
+    def counted(*given: object, **more: object) -> costs.StepCost:
+        cost = measure(*given, **more)  # type: ignore[arg-type]
+        measured.append(10.0 ** len(measured))
+        return replace(cost, kinds=dict.fromkeys(cost.kinds, measured[-1]))
+
+    for module in ("plan", "costs"):
+        monkeypatch.setattr(f"stylex.training.{module}.measure_step", counted)
+    code, shown, said = stylex(*command, *NARROW, "--dry-run", "--set", "training.total_kimg=100")
+    assert code == 0, said
+    (line,) = (line for line in said.splitlines() if "total 100 kimg: yours" in line)
+    time = line.rpartition("about ")[2].removesuffix(" here")
+    assert f"time         {time} for 12,500 steps" in shown
+    assert len(measured) == 1
 
 
 @pytest.mark.parametrize("budget", [[], ["--time-budget", "1m"]])

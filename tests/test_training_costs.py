@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import training_problems as problems
 from stylex.config import RunConfig
 from stylex.networks import build
 from stylex.training import parameter_count
-from stylex.training.costs import estimate, measure_size, measure_step
+from stylex.training.costs import ROUNDS, StepCost, estimate, measure_size, measure_step
+from stylex.training.loop import Trainer
 
 
 @pytest.mark.parametrize("name", problems.RECIPES)
@@ -46,7 +49,61 @@ def test_an_estimate_writes_nothing(name: str, tmp_path: Path, monkeypatch: pyte
     assert found.size.state_bytes < found.peak_bytes
 
 
-def test_what_takes_too_long_is_measured_in_small() -> None:
+@pytest.mark.parametrize(
+    ("first_s", "other_s", "batch_size", "rounds"),
+    [
+        (
+            4.0,
+            0.01,
+            4,
+            ROUNDS,
+        ),  # kernels that are built count neither in the figures nor against the full batch
+        (30.0, 0.5, 2, 1),  # 120 s of them: a second round might take as long
+    ],
+)
+def test_the_first_round_builds_kernels_and_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, first_s: float, other_s: float, batch_size: int, rounds: int
+) -> None:
+    """Steps that take `first_s` the first time that there are such networks and such a step."""
+    now, seen = [0.0], set()
+
+    def slow(self: Trainer) -> dict[str, Tensor]:
+        kind = (id(self.state), self.recipe.training.batch_size, len(self.phases), self.state.step)
+        now[0] += other_s if kind in seen or self.recipe.training.batch_size > 2 else first_s
+        seen.add(kind)
+        return {}
+
+    monkeypatch.setattr(Trainer, "step", slow)
+    recipe = problems.recipe("fast", ["loss.adversarial_start_kimg=0"])
+    config = RunConfig(experiment="test", data="none", classifier="none", resolution=16, recipe=recipe)
+    cost = measure_step(
+        config,
+        problems.images(),
+        problems.classifier(),
+        problems.HARDWARE,
+        limit_s=60.0,
+        clock=lambda: now[0],
+    )
+    assert (cost.batch_size, cost.rounds) == (batch_size, rounds)
+    expected = other_s if rounds > 1 else first_s
+    assert cost.kinds == pytest.approx({"encode": expected, "swap": expected})
+
+
+def test_what_is_known_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "step", lambda _: pytest.fail("a step was timed"))
+    config = RunConfig(
+        experiment="test", data="none", classifier="none", resolution=16, recipe=problems.recipe("fast")
+    )
+    cost = StepCost(4, {"encode": 1.0, "swap": 3.0}, {}, None, 1000, 0, 3, asking=2.0)
+    found = estimate(config, problems.images(), problems.classifier(), problems.HARDWARE, cost=cost)
+    assert (found.cost, found.seconds, found.ran_out) == (cost, 10 * 2 + 2, False)
+    failed = replace(cost, failed_batch=4)
+    again = estimate(config, problems.images(), problems.classifier(), problems.HARDWARE, cost=failed)
+    assert again.ran_out
+
+
+def test_what_takes_too_long_is_measured_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "step", lambda _: {})
     recipe = problems.recipe("fast", ["training.batch_size=64"])
     config = RunConfig(experiment="test", data="none", classifier="none", resolution=16, recipe=recipe)
     ticks = iter(range(10_000))
@@ -70,6 +127,6 @@ def test_what_takes_too_long_is_measured_in_small() -> None:
         problems.classifier(),
         problems.HARDWARE,
         clock=lambda: float(next(ticks)),
-        limit_s=60,
+        limit_s=100,
     )
     assert between.batch_size == 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,9 +12,11 @@ import training_problems as problems
 from stylex.config import Recipe, RunConfig, changed, load_recipe
 from stylex.data import Preview
 from stylex.errors import ConfigError
+from stylex.parallel import ALONE, World
 from stylex.training.costs import Size, StepCost
 from stylex.training.plan import (
     Measurement,
+    Plan,
     decide,
     finest_resolution,
     keep_choices,
@@ -156,6 +159,61 @@ def test_seconds_weigh_every_phase_by_its_interval() -> None:
     assert prepared.seconds(recipe) == pytest.approx(cost.seconds(recipe) + 7 + 1600 * 0.01)
     assert prepared.seconds(recipe, 1_200) == cost.seconds(recipe, 1_200)
     assert prepared.preparation(changed(recipe, {"training.total_kimg": 500})) == pytest.approx(7 + 1000)
+
+
+def test_several_processes_share_images_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are timed with a share of the batch; a budget pays for the more images the more processes."""
+    cost = StepCost(4, {"encode": 0.4, "swap": 0.4}, {}, None, 4 * GIB, 0, 3, asking=100.0)
+    timed: list[int] = []
+
+    def measure(config: RunConfig, images: Any, *_: Any, **more: Any) -> StepCost:
+        timed.append(config.recipe.training.batch_size)
+        return replace(cost, batch_size=config.recipe.training.batch_size)
+
+    monkeypatch.setattr("stylex.training.plan.measure_step", measure)
+    monkeypatch.setattr("stylex.training.plan.available_memory", lambda _: 100 * GIB)
+    images = cast(Preview, SimpleNamespace(sample=lambda size, count: None, training=100, side=16))
+    recipe = load_recipe("fast", [*PLAIN, "training.batch_size=16", "network.channel_max=64"])
+    config = RunConfig(experiment="e", data="d", classifier="c", resolution=16, recipe=recipe)
+    fixed = {"resolution", "network.channel_max"}
+
+    def planned(world: World) -> Plan:
+        return plan(
+            config,
+            images,
+            problems.classifier(),
+            problems.HARDWARE,
+            fixed=fixed,
+            budget_s=1100.0,
+            world=world,
+        )
+
+    one, four = planned(ALONE), planned(World(size=4, local_size=4))
+    assert timed == [16, 4]
+    # 0.95 · 1100 s without the 100 s before the first step, 40 images a second; each of four as fast as one
+    assert one.config.recipe.training.total_kimg == 37
+    assert four.config.recipe.training.total_kimg == 37  # a step of 4 images takes as long as one of 16 here
+    assert one.cost is not None
+    assert four.cost is not None
+    assert four.cost.batch_size == 16
+    assert four.cost.seconds(recipe) == one.cost.seconds(recipe)
+
+    monkeypatch.setattr("stylex.training.plan.available_memory", lambda _: 12 * GIB)
+    assert planned(World(size=4)).config.recipe.training.batch_size == 16  # a device each
+    shared = planned(World(size=4, local_size=4)).config.recipe.training
+    assert (shared.batch_size, shared.accumulate) == (8, 2)  # 3 GiB each: half a share's activations fit
+
+
+def test_shared_costs_are_those_of_a_batch_as_many_times_as_large() -> None:
+    cost = StepCost(4, {"encode": 1.0}, {"r1": 2.0}, None, 100, 7, 1, failed_batch=8, asking=5.0)
+    shared = cost.shared(3)
+    assert (shared.batch_size, shared.failed_batch) == (12, 24)
+    size = Size({}, 1, 1, 50)
+    assert shared.peak_bytes(size, 12) == cost.peak_bytes(size, 4) == 157
+    recipe = load_recipe("fast", [*PLAIN, "training.schedule=[encode]", "training.total_kimg=12"])
+    assert shared.seconds(recipe) - 5 == pytest.approx((cost.seconds(recipe) - 5) / 3)
+    assert shared.preparation(recipe) == cost.preparation(recipe) == 5.0
+    assert cost.shared(1) == cost
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from stylex.data import Dataset
+    from stylex.training.costs import StepCost
     from stylex.training.loop import TrainingResult
     from stylex.training.setup import Request
 
@@ -86,7 +87,7 @@ def train(
 
     budget = None if time_budget is None else parse_duration(time_budget)
     assignments = tuple(set_ or ())
-    run, request = None, None
+    run, request, cost = None, None, None
     if ((out / "run.json").exists() or (out / "config.yaml").exists()) and not Run.unfinished(out):
         run = Run.open(out)
         given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
@@ -112,13 +113,13 @@ def train(
                 else:
                     explained = _same_classifier(run, classifier)
             if request is not None:
-                config = _planned(config, request, explained, chosen, budget, world)
+                config, cost = _planned(config, request, explained, chosen, budget, world)
                 parallel.check_shares(config.recipe, processes)  # it may have made batches smaller
             elif budget is not None and world.first:
                 note("--time-budget plans a new run; this one goes on to the length that it was planned with")
             if dry_run:
                 around = _stand_in(explained, config, data or config.data)
-                _estimate(out, run, config, data or config.data, around, chosen, as_json)
+                _estimate(out, run, config, data or config.data, around, chosen, cost, as_json)
                 return
             done = _train(out, config, run, request, data, explained, chosen, world)
     except Stopped as stopped:
@@ -137,28 +138,32 @@ def _planned(
     chosen: Hardware,
     budget: float | None,
     world: World,
-) -> RunConfig:
-    """The settings with what was left to choose, chosen by the first process for all."""
+) -> tuple[RunConfig, StepCost | None]:
+    """The settings with what was left to choose, chosen by the first process for all; what steps cost it."""
     from stylex.data import preview
     from stylex.training.plan import plan
     from stylex.training.schedule import never_begins
 
+    cost: StepCost | None = None
+
     def planned() -> dict[str, Any]:
+        nonlocal cost
         source = preview(config.data, group=config.group)
         around = _stand_in(explained, config, config.data)
-        found = plan(config, source, around, chosen, fixed=request.fixed(), budget_s=budget)
+        found = plan(config, source, around, chosen, fixed=request.fixed(), budget_s=budget, world=world)
+        cost = found.cost
         for reason in found.reasons:
             note(f"chosen: {reason}")
-        if budget is not None and world.size > 1:
+        if cost is not None and world.size > 1:
             note(
-                f"the budget was planned with the speed of one process; {world.size} take less time for the "
-                "same images: --set training.total_kimg=… trains longer"
+                f"times are of one process with its share of a batch, the images divided by {world.size}; "
+                "what the processes exchange comes on top"
             )
         for sentence in never_begins(found.config.recipe):
             note(f"warning: {sentence}")
         return found.config.model_dump(mode="json")
 
-    return validate(RunConfig, world.from_first(planned), "settings")
+    return validate(RunConfig, world.from_first(planned), "settings"), cost
 
 
 def _train(
@@ -287,9 +292,10 @@ def _estimate(
     data: str,
     explained: Classifier,
     hardware: Hardware,
+    cost: StepCost | None,
     as_json: bool,
 ) -> None:
-    """The result of a dry run."""
+    """The result of a dry run; steps are timed unless their cost is known."""
     from stylex.cli.estimate import describe
     from stylex.data import preview
     from stylex.training.costs import estimate
@@ -298,7 +304,9 @@ def _estimate(
     done = 0 if found is None else int(found[1]["images"])
     images = preview(data, group=config.group)
     few = images.sample(config.resolution, 2 * config.recipe.training.batch_size)
-    measured = estimate(config, few, explained, hardware, images_done=done, training_images=images.training)
+    measured = estimate(
+        config, few, explained, hardware, images_done=done, training_images=images.training, cost=cost
+    )
     content = {
         "run": str(out),
         "training_images": images.training,

@@ -33,9 +33,12 @@ SAFE_SHARE = 0.8
 """Share of the available memory that a training may fill."""
 
 
-GRACE = 3.0
-"""Times its limit within which the trial with two images begins a second round: the first, which builds
-kernels, can take thrice as long."""
+GRACE_S = 20.0
+"""Seconds after which a second round begins whatever the limit: the first, which builds kernels and finds
+memory, takes several times as long as others."""
+
+ROUNDS = 6
+"""Beyond the first; more would not make the medians better."""
 
 
 class OutOfMemory(Exception):  # noqa: N818 (what happened; who measures decides what follows)
@@ -123,6 +126,15 @@ class StepCost:
         """Whether a batch no larger than this one ran out of memory."""
         return self.failed_batch is not None and batch_size >= self.failed_batch
 
+    def shared(self, processes: int) -> StepCost:
+        """What a process costs of several that have `processes` times as many images between them at once.
+
+        The same seconds and bytes, of a batch so many times as large; what comes before the first step is
+        the work of one. What the processes say to each other is not in it.
+        """
+        failed = None if self.failed_batch is None else self.failed_batch * processes
+        return replace(self, batch_size=self.batch_size * processes, failed_batch=failed)
+
 
 def measure_size(recipe: Recipe, resolution: int, classes: int) -> Size:
     """Count parameters and coordinates of networks that are never given memory (on the meta device)."""
@@ -151,16 +163,17 @@ def measure_step(
 ) -> StepCost:
     """Time real training steps and measure their memory; nothing is written.
 
-    A step with a batch of two images comes first. Where it foretells that the full batch does not fit the
-    memory, or takes longer than the limit, half of it is tried, and half of that; likewise where a batch
-    runs out of memory, with `failed_batch` set. Figures are of the largest batch that was timed.
+    Steps with a batch of two images come first. Where they foretell that the full batch does not fit the
+    memory, or that two rounds of it take longer than the limit, half of it is tried, and half of that;
+    likewise where a batch runs out of memory, with `failed_batch` set. Figures are of the largest batch that
+    was timed, and without its first round unless that alone took longer than `GRACE_S` and the limit.
 
     Args:
         config: the settings; the run that they would make is not touched.
         images: some images of the run's resolution, as many as a batch if possible; repeated if fewer.
         classifier: what would be explained; it is moved to the hardware.
         training_images: how many there are in all; by default those given.
-        limit_s: no new round of steps begins after so many seconds.
+        limit_s: no third round of steps begins after so many seconds.
 
     Raises:
         DataError, ConfigError: as for `train`.
@@ -188,7 +201,7 @@ def _measure_batches(
     few = _with_batch(config, min(2, full))
     if full <= 2:
         return _measure(few, images, classifier, hardware, limit_s, clock)
-    cost = _measure(few, images, classifier, hardware, limit_s / 5, clock, GRACE)
+    cost = _measure(few, images, classifier, hardware, limit_s / 5, clock)
     size = measure_size(config.recipe, config.resolution, classifier.classes)
     free = available_memory(hardware.device)
     failed = None
@@ -196,7 +209,7 @@ def _measure_batches(
         # What the process holds already is not in the free memory any more.
         fits = free is None or cost.peak_bytes(size, batch) - cost.base_bytes < SAFE_SHARE * free
         left = limit_s - (clock() - begin)
-        if not fits or cost.round_seconds * batch / cost.batch_size > left:
+        if not fits or 2 * cost.round_seconds * batch / cost.batch_size > left:
             continue
         try:
             found = _measure(_with_batch(config, batch), images, classifier, hardware, left, clock)
@@ -227,11 +240,10 @@ def _measure(
     hardware: Hardware,
     limit_s: float,
     clock: Callable[[], float],
-    grace: float = 1.0,
 ) -> StepCost:
     """As `_measure_steps`; OutOfMemory, with all that was built let go, where the memory does not suffice."""
     try:
-        return _measure_steps(config, images, classifier, hardware, limit_s, clock, grace)
+        return _measure_steps(config, images, classifier, hardware, limit_s, clock)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -252,9 +264,8 @@ def _measure_steps(
     hardware: Hardware,
     limit_s: float,
     clock: Callable[[], float],
-    grace: float,
 ) -> StepCost:
-    """Rounds over all sorts of steps, at least one, two within `grace` limits; see `measure_step`."""
+    """Rounds over all sorts of steps, at least one, two within `GRACE_S`; see `measure_step`."""
     recipe, device = config.recipe, hardware.device
     gc.collect()
     release_freed_memory()
@@ -266,7 +277,9 @@ def _measure_steps(
     sorts = _sorts(recipe)
     times: dict[str, list[float]] = {name: [] for name in sorts}
     begin = clock()
-    while not times["first"] or clock() - begin < limit_s * (1 if len(times["first"]) > 1 else grace):
+    for number in range(1 + ROUNDS):
+        if number and clock() - begin >= (limit_s if number > 1 else max(limit_s, GRACE_S)):
+            break
         for name, sort in sorts.items():
             times[name].append(_time(trainer, sort, clock))
     activations = max(0, peak_memory(device) - base - size.state_bytes)
@@ -408,6 +421,7 @@ def estimate(
     images_done: int = 0,
     training_images: int | None = None,
     limit_s: float = 20.0,
+    cost: StepCost | None = None,
 ) -> Estimate:
     """Size, memory and time of a training on this machine; writes nothing.
 
@@ -421,6 +435,7 @@ def estimate(
         images_done: training images that an existing run has seen.
         training_images: how many there are in all; by default those given.
         limit_s: seconds that the measurement may take, about.
+        cost: of this recipe, where it has been measured already; nothing is timed then.
 
     Raises:
         DataError, ConfigError: as for `train`.
@@ -428,9 +443,9 @@ def estimate(
     recipe = config.recipe
     size = measure_size(recipe, config.resolution, classifier.classes)
     free = available_memory(hardware.device)
-    cost, ran_out = None, False
     batch_size = recipe.training.batch_size
-    if free is None or size.state_bytes < SAFE_SHARE * free:
+    ran_out = cost is not None and cost.ran_out(batch_size)
+    if cost is None and (free is None or size.state_bytes < SAFE_SHARE * free):
         try:
             cost = measure_step(
                 config, images, classifier, hardware, training_images=training_images, limit_s=limit_s

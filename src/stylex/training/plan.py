@@ -18,6 +18,7 @@ from stylex.errors import ConfigError
 from stylex.hardware import Hardware, available_memory
 from stylex.networks.build import MOST_CLASSES
 from stylex.networks.evidence import MAP_SIZE
+from stylex.parallel import ALONE, World
 from stylex.training.costs import SAFE_SHARE, OutOfMemory, Size, StepCost, measure_size, measure_step
 
 log = logging.getLogger("stylex")
@@ -52,6 +53,9 @@ SCALES = (0.5, 1.0, 2.0)
 TRAINING_SHARE = 0.95
 """Of a time budget; the rest is for checkpoints and samples."""
 
+LIMIT_S = 20.0
+"""For the timed steps of one width; a hundredth of the budget where that is less."""
+
 SMALLEST_BATCH = 4
 SMALLEST_RESOLUTION = 32
 
@@ -75,12 +79,17 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe with everything chosen, the scale of its widths, its seconds, and sentences that say why."""
+    """A recipe with everything chosen, the scale of its widths, what it costs, and sentences that say why."""
 
     recipe: Recipe
     scale: float
-    seconds: float
+    cost: StepCost
     reasons: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole training."""
+        return self.cost.seconds(self.recipe)
 
 
 def parse_duration(text: str) -> float:
@@ -250,8 +259,9 @@ def decide(
         return recipe.training.total_kimg >= wanted * measurement.scale**2 / 2
 
     chosen, recipe = next((found for found in fitting if pays(*found)), fitting[-1])
-    seconds = chosen.cost.seconds(recipe)
-    return Choice(recipe, chosen.scale, seconds, _reasons(chosen, recipe, fitting, wanted, budget_s, fixed))
+    return Choice(
+        recipe, chosen.scale, chosen.cost, _reasons(chosen, recipe, fitting, wanted, budget_s, fixed)
+    )
 
 
 def _reasons(
@@ -297,10 +307,14 @@ def _reasons(
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's settings with nothing left open, and what was chosen and why, a sentence each."""
+    """A run's settings with nothing left open; what was chosen and why, a sentence each; what steps cost.
+
+    `cost` is None where everything was given, so that nothing was timed.
+    """
 
     config: RunConfig
     reasons: tuple[str, ...]
+    cost: StepCost | None = None
 
 
 def plan(
@@ -311,14 +325,19 @@ def plan(
     *,
     fixed: Collection[str] = (),
     budget_s: float | None = None,
+    world: World = ALONE,
 ) -> Plan:
     """Choose what `fixed` leaves open of resolution, widths, batch and total, with a few timed steps each.
+
+    Where several processes train, one alone times steps with its share of a batch, and the images divide
+    among all. What they exchange, and what they take from each other on one machine, is not measured.
 
     Args:
         config: the settings as far as they are given.
         images: the run's images.
         fixed: what the user has set: "resolution", and keys of the recipe.
         budget_s: seconds that training may take.
+        world: who will train; only the calling process measures.
 
     Raises:
         ConfigError: nothing fits the machine's memory.
@@ -339,7 +358,7 @@ def plan(
     scales = (1.0,) if keeps_widths else SCALES if budget_s is not None else (1.0, 0.5)
     while True:
         here = config.model_copy(update={"resolution": resolution})
-        choice = _measure_and_decide(here, scales, images, classifier, hardware, fixed, budget_s)
+        choice = _measure_and_decide(here, scales, images, classifier, hardware, fixed, budget_s, world)
         enough = choice is not None and (
             budget_s is None or choice.recipe.training.total_kimg >= config.recipe.training.total_kimg / 4
         )
@@ -353,7 +372,7 @@ def plan(
             f"resolution {resolution}: no batch or width that is tried fits this machine's memory; give a "
             "smaller --size, or --set training.batch_size=… and network.channel_max=…"
         )
-    return Plan(here.model_copy(update={"recipe": choice.recipe}), (*reasons, *choice.reasons))
+    return Plan(here.model_copy(update={"recipe": choice.recipe}), (*reasons, *choice.reasons), choice.cost)
 
 
 def _with_perceptual_network(
@@ -399,19 +418,23 @@ def _measure_and_decide(
     hardware: Hardware,
     fixed: Collection[str],
     budget_s: float | None,
+    world: World,
 ) -> Choice | None:
     """Measure one scale after the other; without a budget only until one fits."""
-    few = images.sample(config.resolution, 2 * config.recipe.training.batch_size)
-    limit_s = 6.0 if budget_s is None else min(6.0, budget_s / 50)
+    share = config.recipe.training.batch_size // world.size
+    few = images.sample(config.resolution, 2 * share)
+    limit_s = LIMIT_S if budget_s is None else min(LIMIT_S, budget_s / 100)
     found: list[Measurement] = []
     choice = None
     for scale in scales:
         recipe = scale_widths(config.recipe, scale) if scale != 1 else config.recipe
         size = measure_size(recipe, config.resolution, classifier.classes)
         free = available_memory(hardware.device)
+        if free is not None and hardware.device.type == "cpu":
+            free //= world.local_size
         if free is not None and size.state_bytes > SAFE_SHARE * free:
             continue
-        tried = config.model_copy(update={"recipe": recipe})
+        tried = config.model_copy(update={"recipe": changed(recipe, {"training.batch_size": share})})
         try:
             cost = measure_step(
                 tried, few, classifier, hardware, training_images=images.training, limit_s=limit_s
@@ -419,6 +442,7 @@ def _measure_and_decide(
         except OutOfMemory as error:
             log.info("widths %g times the recipe's: %s", scale, error)
             continue
+        cost = cost.shared(world.size)
         found.append(Measurement(scale, recipe, size, cost))
         memory = None if free is None else free + cost.base_bytes
         choice = decide(found, budget_s=budget_s, memory_bytes=memory, fixed=fixed)
