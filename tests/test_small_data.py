@@ -16,6 +16,7 @@ from script_files import load_script
 from stylex.errors import DataError, RunError
 from stylex.run import Run
 from stylex.training.loop import Trainer
+from stylex.training.stability import Stability
 
 TINY = tuple(
     setting
@@ -103,12 +104,18 @@ def test_a_collapse_is_called_one(
         "loss.evidence=0",
     )
     config = configs(script, 0.04, *plain, "training.schedule=[encode]", "sparsity.threshold=0")["none"]
-    found = script.run_arm(tmp_path / "run", config, savable(setup))
+    with monkeypatch.context() as patch:
+        patch.setattr(Stability, "check", lambda *_: {})  # or there would be no model to measure
+        found = script.run_arm(tmp_path / "run", config, savable(setup))
     assert found["encoder_variance"] < 1e-9
     assert found["diversity_of_reconstructions"] < 1e-6
     assert "swapped" not in found
     assert any("same latent" in words for words in found["collapsed"])
     assert any("nearly the same" in words for words in found["collapsed"])
+    stopped = script.run_arm(tmp_path / "stopped", config, savable(setup))
+    assert any("nearly the same latent" in words for words in stopped["collapsed"])
+    assert [event["returned_to"] for event in stopped["returns"]] == [0]
+    assert "encoder_variance" not in stopped
 
 
 def test_figures_are_judged_as_in_training(script: ModuleType) -> None:

@@ -25,6 +25,7 @@ from stylex.training.loop import TrainingResult, parameter_count, train
 from stylex.training.losses import Batch, StylexLoss
 from stylex.training.progress import Progress
 from stylex.training.schedule import Phase, ema_decay, rate_share
+from stylex.training.stability import Trouble
 
 SHORT = ("loss.r1_interval=2", "loss.path_length_interval=2", "loss.path_length_start_kimg=0")
 """So that the regularisers occur in a few steps."""
@@ -305,13 +306,20 @@ def test_killed_and_continued_equals_uninterrupted_bit_for_bit(
     assert outcome(run) == outcome(uninterrupted(name))
 
 
-def test_killed_before_the_first_checkpoint(tmp_path: Path, uninterrupted: Callable[[str], Run]) -> None:
-    run = begin(tmp_path / "run")
+@pytest.mark.parametrize("name", ["fast", "evidence"])
+def test_killed_before_the_first_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, uninterrupted: Callable[[str], Run]
+) -> None:
+    """What was prepared is kept, and nothing passes for a trained model."""
+    run = begin(tmp_path / "run", name)
     with pytest.raises(Killed):
         go(run, interrupt_at(8, Killed()))
-    assert run.checkpoint_files() == []
-    go(run)
-    assert outcome(run) == outcome(uninterrupted("fast"))
+    assert [file.name for file in run.checkpoint_files()] == ["step-00000000.safetensors"]
+    assert not run.model_file.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "prepare_evidence", lambda *_: pytest.fail("evidence was looked for again"))
+        go(run)
+    assert outcome(run) == outcome(uninterrupted(name))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -350,7 +358,7 @@ def test_ctrl_c_in_the_first_step_loses_nothing(
         patch.setattr(loop.Trainer, "_batch", interrupted)
         with pytest.raises(Stopped, match="step 1 "):
             go(run)
-    assert [file.name for file in run.checkpoint_files()] == ["step-00000001.safetensors"]
+    assert run.checkpoint_files()[-1].name == "step-00000001.safetensors"
     go(run)
     assert outcome(run)[:2] == outcome(uninterrupted("fast"))[:2]
 
@@ -363,6 +371,7 @@ def test_a_stop_before_the_first_step(
         patch.setattr(loop, "save_samples", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped, match="step 0 "):
             go(run)
+    assert not run.model_file.exists()
     go(run)
     assert outcome(run) == outcome(uninterrupted("fast"))
 
@@ -383,7 +392,7 @@ def test_a_second_ctrl_c_interrupts_at_once(
         patch.setattr(StylexLoss, "accumulate_gradients", impatient)
         with pytest.raises(KeyboardInterrupt):
             go(run)
-    assert [file.name for file in run.checkpoint_files()] == ["step-00000004.safetensors"]
+    assert run.checkpoint_files()[-1].name == "step-00000004.safetensors"
     go(run)
     assert outcome(run) == outcome(uninterrupted("fast"))
 
@@ -536,7 +545,7 @@ def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(
     assert "not finite at step 5;" in message  # the fifth step, number 4 from 0
     assert "checkpoint of step 4 is good" in message
     assert "\n" not in message
-    assert [file.name for file in run.checkpoint_files()] == ["step-00000004.safetensors"]
+    assert run.checkpoint_files()[-1].name == "step-00000004.safetensors"
     assert "halved already, after step 5" in message
     assert read_tensors(run.model_file)[1]["step"] == 4
     assert go(run).images == 40
@@ -565,16 +574,54 @@ def test_no_checkpoint_is_written_with_a_number_that_is_not_finite(
     monkeypatch.setattr(loop.Trainer, "_average", poisoned)
     with pytest.raises(TrainingDiverged, match="not finite at step 8; the checkpoint of step 4 is good"):
         go(run)
-    assert [file.name for file in run.checkpoint_files()] == ["step-00000004.safetensors"]
+    assert run.checkpoint_files()[-1].name == "step-00000004.safetensors"
 
 
-def test_divergence_before_any_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_before_the_first_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a way back to the start, once, with half the rate."""
     run = begin(tmp_path / "run")
-    original = StylexLoss._discriminator
+    original, times = StylexLoss._discriminator, [0]
+
+    def poisoned(self: StylexLoss, batch: Batch) -> Tensor:
+        times[0] += batch.step == 1
+        return original(self, batch) * (math.inf if times[0] == 1 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StylexLoss, "_discriminator", poisoned)
+        assert go(run).images == 40
+    (event,) = run_module.read_json(run.path / "stability.json")["returns"]
+    assert (event["returned_to"], event["step"] <= 4) == (0, True)
+
+    other = begin(tmp_path / "other")
     monkeypatch.setattr(StylexLoss, "_discriminator", lambda self, batch: original(self, batch) * math.inf)
-    with pytest.raises(TrainingDiverged, match="no checkpoint had been written yet"):
+    with pytest.raises(TrainingDiverged, match=r"the checkpoint of step 0 is good and was kept.* halved"):
+        go(other)
+    assert [file.name for file in other.checkpoint_files()] == ["step-00000000.safetensors"]
+    assert not other.model_file.exists()
+
+
+def test_weights_that_are_broken_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin(tmp_path / "run")
+
+    def broken(self: loop.Trainer, *_: object) -> None:
+        next(self.state.networks.discriminator.parameters()).data.fill_(math.nan)
+
+    monkeypatch.setattr(loop.Trainer, "fit_evidence", broken)
+    with pytest.raises(TrainingDiverged, match="not finite at step 0; no checkpoint had been written yet"):
         go(run)
     assert run.checkpoint_files() == []
+
+
+def test_a_return_to_the_start_takes_the_model_away(tmp_path: Path) -> None:
+    trainer = problems.make_trainer(tmp_path / "run", "fast")
+    trainer._begin()
+    trainer.step()
+    trainer.stability.record.failed_checks = 1
+    trainer._save()
+    assert read_tensors(trainer.run.model_file)[1]["step"] == 1
+    trainer._return(Trouble(1, "l1 not finite"))
+    assert trainer.state.step == 0
+    assert not trainer.run.model_file.exists()
 
 
 # A full disk
@@ -601,7 +648,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_litter(
     kept = {file.name: file.read_bytes() for file in run.checkpoints.iterdir()}
     assert kept.pop("best.safetensors") == before["step-00000004.safetensors"]
     assert kept == before
-    assert list(before) == ["step-00000004.safetensors"]
+    assert list(before) == ["step-00000000.safetensors", "step-00000004.safetensors"]
     assert list(run.path.rglob(".*.partial")) == []
     go(run)
     assert outcome(run) == outcome(uninterrupted("fast"))

@@ -33,14 +33,16 @@ def go(run: Run) -> TrainingResult:
     return problems.train_on(run, 3)
 
 
-def start(run: Run) -> subprocess.Popen[str]:
-    """The same training in a process of its own, which has just written its first checkpoint."""
+def start(run: Run, checkpoints: int = 1) -> subprocess.Popen[str]:
+    """The same training in a process of its own, which has just written so many checkpoints."""
     script = Path(__file__).parent / "training_process.py"
     process = subprocess.Popen(
         [sys.executable, str(script), str(run.path)], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not run.checkpoint_files() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        len(run.checkpoint_files()) < checkpoints and process.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.002)
     return process
 
@@ -74,7 +76,7 @@ def test_killed_at_a_random_moment_and_continued_equals_uninterrupted(tmp_path: 
 
 def test_sigterm_lets_a_process_write_a_checkpoint_and_end(tmp_path: Path) -> None:
     run = problems.make_run(tmp_path / "run", "fast", [*SETTINGS, "training.total_kimg=100"])
-    process = start(run)
+    process = start(run, checkpoints=2)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0

@@ -92,7 +92,7 @@ def train(
     Raises:
         DataError: the images are too few, or not of the run's resolution.
         TrainingDiverged: it went wrong for the second time (see `stability`); the last good checkpoint stays.
-        Stopped: Ctrl-C or SIGTERM arrived; a checkpoint was written, unless evidence was still looked for.
+        Stopped: Ctrl-C or SIGTERM arrived; there is a checkpoint, unless evidence was still looked for.
         RunError: another process works in this run, it belongs to another classifier, or the disk is full.
         CheckpointError: there are checkpoints, but none that can be read, or of other networks.
         ConfigError: the perceptual network cannot be had, or the batch does not divide among the processes.
@@ -268,11 +268,10 @@ class Trainer:
         settings, state = self.recipe.training, self.state
         marks = deque([(time.perf_counter(), state.images)], maxlen=10)
         with self.log:
-            if state.images == 0:
-                self._sample()
-                self.stability.begin(state)
             while state.images < self.total_images:
                 try:
+                    if state.images == 0:
+                        self._begin()
                     if self.world.any(stop.asked()):
                         self._stop()
                     begin = time.perf_counter()
@@ -300,6 +299,17 @@ class Trainer:
             self._save_model()
         self.world.wait()
         return TrainingResult(state.step, state.images, state.seconds, self.latest)
+
+    def _begin(self) -> None:
+        """Before the first step: what later checks compare with, and checkpoint 0.
+
+        What was prepared is in it, so that a kill does not lose that, and it is what trouble returns to
+        before there is another. No model is written: nothing has been learned.
+        """
+        self.stability.begin(self.state)
+        if self.saved_step is None:
+            self._save_state()
+        self._sample()
 
     def _passed(self, kimg: float) -> bool:
         """Whether the last step reached a multiple of so many images; the same ones, also when resumed."""
@@ -425,12 +435,20 @@ class Trainer:
             self.log.close()
             self.recent.clear()
             self.resume(found)
-            if self.world.first:
+            if self.world.first and self.state.step:
                 self._save_model()
+            elif self.world.first:
+                self.run.model_file.unlink(missing_ok=True)
         self.stability.settle(trouble, None if found is None else self.state.step)
 
     def _save(self) -> None:
-        """Write a checkpoint and the model, after a look at every number that goes into them."""
+        """Write a checkpoint and the model."""
+        self._save_state()
+        if self.world.first:
+            self._save_model()
+
+    def _save_state(self) -> None:
+        """Write a checkpoint, after a look at every number that goes into it."""
         state = self.state
         self._check_statistics()
         broken = state.broken()
@@ -442,7 +460,6 @@ class Trainer:
             keep = self.recipe.training.keep_checkpoints
             state.save(self.run, keep, self.fingerprint, images_fingerprint(self.images))
             self.stability.keep_best(state.step)
-            self._save_model()
         self.saved_step = state.step
 
     def _save_model(self) -> None:
