@@ -450,8 +450,17 @@ def test_the_whole_way(stylex: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         *settings,
         *CPU,
     ]
-    assert stylex(*again).code == 0
+    second = stylex(*again)
+    assert second.code == 0
+    assert "sparsity.start_kimg 0: " in second.err
+    assert Run.open(tmp_path / "second").config.recipe.sparsity.start_kimg == 0
+    assert "other images" not in second.err
     assert read_json(tmp_path / "second" / "run.json")["from"]
+    fewer = problems.save_images(tmp_path / "fewer", count=10)
+    others = stylex(*again, "--data", fewer, "--out", tmp_path / "third")
+    assert others.code == 0
+    (said,) = (line for line in others.err.splitlines() if "other images" in line)
+    assert said.startswith(f"{fewer}: other images than {run} was trained with")
     for verb in (["attfind", run, "--images", "2", "--set=unstable_threshold=null"], ["evaluate", run]):
         shown = stylex(*verb, *CPU)
         assert shown.code == 0

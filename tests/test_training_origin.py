@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 import problems as models
 import training_problems as problems
+from stylex.config import changed
 from stylex.data import Dataset
 from stylex.errors import CheckpointError, ConfigError, RunError
 from stylex.networks import build
-from stylex.run import Run, read_json, read_tensors
+from stylex.run import Run, read_json, read_tensors, write_json
 from stylex.training.loop import train
 from stylex.training.origin import Origin, adopt, read_origin
 from stylex.training.setup import Request, create_run
@@ -59,6 +61,47 @@ def test_the_warm_up_can_be_had_again(origin: Origin, tmp_path: Path) -> None:
     recipe = request.settings(tmp_path / "new").recipe
     assert (recipe.loss.adversarial_start_kimg, recipe.training.batch_size) == (3, 2)
     assert request.fixed() >= {"resolution", "network.channel_max", "training.batch_size"}
+
+
+def test_a_trained_generator_waits_for_nothing(origin: Origin, tmp_path: Path) -> None:
+    """Adversarial steps, path length and sparsity begin with the first image, unless the user says when."""
+    recipe = changed(
+        origin.config.recipe,
+        {
+            "loss.adversarial_start_kimg": 3,
+            "loss.path_length_start_kimg": 0,
+            "sparsity.start_kimg": 7,
+            "sparsity.ramp_kimg": 2,
+        },
+    )
+    waiting = replace(origin, config=origin.config.model_copy(update={"recipe": recipe}))
+    request = Request(classifier="new", origin=waiting)
+    chosen = request.settings(tmp_path / "new").recipe
+    assert (chosen.loss.adversarial_start_kimg, chosen.sparsity.start_kimg) == (0, 0)
+    assert chosen.sparsity.ramp_kimg == 2
+    (reason,) = request.reasons()
+    assert "loss.adversarial_start_kimg 0, sparsity.start_kimg 0: " in reason
+    assert "path_length" not in reason  # nothing was changed there
+    own = Request(classifier="new", origin=waiting, assignments=["sparsity.start_kimg=5"])
+    assert own.settings(tmp_path / "new").recipe.sparsity.start_kimg == 5
+    assert "sparsity" not in own.reasons()[0]
+    late = Request(classifier="new", origin=waiting, recipe="vdv")
+    assert "loss.path_length_start_kimg 0" in late.reasons()[0]
+    assert Request(data="d", classifier="new").reasons() == ()
+
+
+def test_an_origin_knows_its_images(tmp_path: Path) -> None:
+    config, classifier = Request("d", "c").settings(tmp_path / "run"), problems.classifier()
+    config = config.model_copy(update={"recipe": problems.recipe("fast"), "resolution": problems.RESOLUTION})
+    run = create_run(tmp_path / "run", config, pictures(), classifier, problems.HARDWARE)
+    problems.train_on(run)
+    origin = read_origin(run.path)
+    assert not origin.other_images("fingerprint")
+    assert origin.other_images("another")
+    about = read_json(run.path / "run.json")
+    del about["hashes"]
+    write_json(run.path / "run.json", about)
+    assert not read_origin(run.path).other_images("another")
 
 
 def test_other_classes_start_afresh_and_the_rest_keeps_its_effect(origin: Origin) -> None:

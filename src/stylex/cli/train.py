@@ -83,7 +83,7 @@ def train(
     """Train encoder, generator and discriminator around a classifier; continue the run if it exists."""
     from stylex.training.origin import read_origin
     from stylex.training.plan import parse_duration
-    from stylex.training.setup import NO_WARM_UP, Request
+    from stylex.training.setup import AT_ONCE, Request
 
     budget = None if time_budget is None else parse_duration(time_budget)
     assignments = tuple(set_ or ())
@@ -93,7 +93,7 @@ def train(
         given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
         said: dict[str, Any] = load_named("experiments", experiment) if experiment else {}
         said |= {key: value for key, value in given.items() if value is not None}
-        wanted = [NO_WARM_UP, *assignments] if from_ is not None and recipe else list(assignments)
+        wanted = [*AT_ONCE, *assignments] if from_ is not None and recipe else list(assignments)
         config = _same_settings(run, said, recipe, wanted, chosen=budget is not None)
     else:
         Run.check_free(out)
@@ -152,7 +152,7 @@ def _planned(
         around = _stand_in(explained, config, config.data)
         found = plan(config, source, around, chosen, fixed=request.fixed(), budget_s=budget, world=world)
         cost = found.cost
-        for reason in found.reasons:
+        for reason in (*request.reasons(), *found.reasons):
             note(f"chosen: {reason}")
         if cost is not None and world.size > 1:
             note(
@@ -198,6 +198,11 @@ def _train(
     def create() -> None:
         student = None if explained.differentiable else _student(explained, dataset, chosen)
         origin = None if request is None else request.origin
+        if origin is not None and origin.other_images(dataset.fingerprint):
+            note(
+                f"{source}: other images than {origin.path} was trained with, or other ones of them in its "
+                "training set"
+            )
         with progress() as display:
             create_run(out, config, dataset, explained, chosen, origin, student, _evidence_told(display))
 

@@ -1,4 +1,4 @@
-"""A trained run as the start of another: the same images, explained to another classifier."""
+"""A trained run as the start of another: trained on, or the same images explained to another classifier."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ from stylex.training.schedule import phases
 
 @dataclass(frozen=True)
 class Origin:
-    """A trained run's model file: the config it was trained with, its tensors and its header."""
+    """A trained run's model file: the config it was trained with, its tensors and its header.
+
+    `data`: the fingerprint of the images that it was trained with; None where the run does not say.
+    """
 
     path: Path
     config: RunConfig
     tensors: Mapping[str, Tensor]
     header: Mapping[str, Any]
+    data: str | None = None
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -44,6 +48,10 @@ class Origin:
             "class_names": list(self.header["class_names"]),
             "sha256": self.header["sha256"],
         }
+
+    def other_images(self, fingerprint: str) -> bool:
+        """Whether a data set's fingerprint is known to be another than that of the images trained with."""
+        return self.data not in (None, fingerprint)
 
 
 def read_origin(path: Path) -> Origin:
@@ -57,7 +65,8 @@ def read_origin(path: Path) -> Origin:
     if not run.model_file.exists():
         raise RunError(f"{path}: no trained model to start from; 'stylex train' writes it")
     tensors, header = read_tensors(run.model_file)
-    return Origin(path, validate(RunConfig, header["config"], str(run.model_file)), tensors, header)
+    config = validate(RunConfig, header["config"], str(run.model_file))
+    return Origin(path, config, tensors, header, run.hashes.get("data"))
 
 
 def check_fits(origin: Origin, config: RunConfig) -> None:

@@ -15,8 +15,8 @@ from stylex.hardware import Hardware
 from stylex.run import Run
 from stylex.training.origin import Origin, check_fits, write_start
 
-NO_WARM_UP = "loss.adversarial_start_kimg=0"
-"""With an origin: its networks reconstruct already."""
+AT_ONCE = ("loss.adversarial_start_kimg=0", "loss.path_length_start_kimg=0", "sparsity.start_kimg=0")
+"""With an origin: what waits for a generator that has learned to draw need not wait."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ class Request:
     def settings(self, out: Path) -> RunConfig:
         """The resolved settings of the run `out`, defaults where nothing was said.
 
-        With an origin: its data, resolution and recipe where no other is named, and no warm-up, since its
-        networks reconstruct already.
+        With an origin: its data, resolution and recipe where no other is named, and `AT_ONCE`.
 
         Raises:
             ConfigError: something is missing, unknown or out of range.
@@ -83,10 +82,22 @@ class Request:
                 return override(of_experiment, self.assignments)
             named = of_experiment if isinstance(of_experiment, str) else "fast"
             return load_recipe(self.recipe or named, self.assignments).model_dump()
-        first = [NO_WARM_UP, *self.assignments]
+        first = [*AT_ONCE, *self.assignments]
         if self.recipe is not None:
             return load_recipe(self.recipe, first).model_dump()
         return override(self.origin.config.recipe.model_dump(mode="json"), first)
+
+    def reasons(self) -> tuple[str, ...]:
+        """What an origin changes of the recipe, a sentence for people; empty where it changes nothing."""
+        if self.origin is None:
+            return ()
+        own = load_recipe(self.recipe) if self.recipe else self.origin.config.recipe
+        recipe, given = own.model_dump(), {assignment.partition("=")[0] for assignment in self.assignments}
+        keys = [key for key in (assignment.partition("=")[0] for assignment in AT_ONCE) if key not in given]
+        moved = [key for key in keys if recipe[key.split(".")[0]][key.split(".")[1]] > 0]
+        if not moved:
+            return ()
+        return (f"{', '.join(f'{key} 0' for key in moved)}: {self.origin.path} can draw already",)
 
 
 def create_run(
