@@ -274,7 +274,7 @@ def test_labels_that_do_not_exclude_each_other_speak_each_for_itself() -> None:
     images, there = spots(256)
     both = Classifier(Labels(), class_names=("one", "two"), input_size=32, activation="sigmoid")
     evidence = Evidence(32, 2, 4)
-    fit_evidence(evidence, images, both, CPU, 0, 8)
+    fit_evidence(evidence, images, both, CPU, 0, 1)
     found = evidence(images.batch(range(256))).numpy()[:, :2]
     correlation = np.corrcoef(np.hstack([found, there]).T)[:2, 2:]
     assert correlation.max(axis=1).min() > 0.9
@@ -282,7 +282,7 @@ def test_labels_that_do_not_exclude_each_other_speak_each_for_itself() -> None:
         nn.Sequential(Labels(), First()), class_names=("one",), input_size=32, activation="sigmoid"
     )
     evidence = Evidence(32, 1, 4)
-    fit_evidence(evidence, images, alone, CPU, 0, 8)
+    fit_evidence(evidence, images, alone, CPU, 0, 1)
     found = evidence(images.batch(range(256))).numpy()
     assert np.corrcoef(found[:, 0], there[:, 0])[0, 1] > 0.9
 
