@@ -22,6 +22,7 @@ from stylex.attfind import class_effects, find_attributes, measuring, search
 from stylex.attfind.batches import BatchChoice
 from stylex.attfind.class_effects import ClassEffects, effects_of
 from stylex.attfind.shards import Record, Shards
+from stylex.cli.app import main
 from stylex.cli.sweeping import SweepView, sweep_view
 from stylex.errors import RunError
 from stylex.run import Run, read_tensors
@@ -258,11 +259,14 @@ def make(home: Path, name: str) -> Path:
     return home / name
 
 
+CPU = ("--device", "cpu", "--precision", "fp32", "--threads", "1")
+
+
 def start(run: Path, *more: str, processes: int = 1) -> subprocess.Popen[str]:
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     command = [sys.executable, "-m", *(launcher if processes > 1 else []), "stylex", "attfind", str(run)]
     return subprocess.Popen(
-        [*command, "--device", "cpu", "--precision", "fp32", "--threads", "1", "--json", *more],
+        [*command, *CPU, "--json", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -281,7 +285,23 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return {file.name: read_tensors(file)[0]["logits"] for file in (run / "effects").glob("shard-*")}
 
 
-def test_a_killed_search_and_two_processes_end_with_the_bytes_of_one(home: Path) -> None:
+def searched(capfd: pytest.CaptureFixture[str], run: Path, *more: str) -> dict[str, Any]:
+    """What the same command prints, run to its end in this process."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["attfind", str(run), *CPU, "--json", *more])
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    shown, said = capfd.readouterr()
+    assert not ended.value.code, said[-3000:]
+    found: dict[str, Any] = json.loads(shown)
+    return found
+
+
+def test_a_killed_search_and_two_processes_end_with_the_bytes_of_one(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     killed = make(home, "killed")
     process = start(killed, "--images", "12")
     deadline = time.monotonic() + 120
@@ -293,11 +313,11 @@ def test_a_killed_search_and_two_processes_end_with_the_bytes_of_one(home: Path)
     kept = {file: file.stat().st_mtime_ns for file in (killed / "effects").glob("shard-*")}
     assert 0 < len(kept) < 6, "it was killed in the middle"
     batch = Record(killed / "effects").read()["batch_size"]
-    found = finished(start(killed, "--images", "12"))
+    found = searched(capfd, killed, "--images", "12")
     assert all(file.stat().st_mtime_ns == at for file, at in kept.items())
 
     one, two = make(home, "one"), make(home, "two")
-    whole = finished(start(one, "--images", "12", "--batch-size", str(batch)))
+    whole = searched(capfd, one, "--images", "12", "--batch-size", str(batch))
     shared = finished(start(two, "--images", "12", "--batch-size", str(batch), processes=2))
     expected = tensors(one)
     assert len(expected) == 6
