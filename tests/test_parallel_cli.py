@@ -1,4 +1,4 @@
-"""`torchrun … -m stylex train` on two real processes: the same run as by one, also when one is hit."""
+"""`stylex train` on two real processes: the same run as by one, also when one is hit or told to stop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from PIL import Image
 import training_problems as problems
 from stylex.classifiers import Classifier
 from stylex.classifiers.architectures import SmallCNN
+from stylex.cli.app import main
 from stylex.run import Run, read_tensors
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -46,16 +47,29 @@ def arguments(home: Path, out: str, *settings: str) -> list[str]:
     return given
 
 
-def start(home: Path, out: str, *settings: str, processes: int = 2) -> subprocess.Popen[str]:
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command = [sys.executable, "-m", *(launcher if processes > 1 else []), "stylex"]
+def start(home: Path, out: str, *settings: str, launcher: str = "torchrun") -> subprocess.Popen[str]:
+    """Two processes, started by torchrun or by the first of them."""
+    command = [sys.executable, "-m"]
+    if launcher == "torchrun":
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command += ["stylex", *arguments(home, out, *settings)]
     return subprocess.Popen(
-        command + arguments(home, out, *settings),
+        command + ([] if launcher == "torchrun" else ["--devices", "2"]),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
     )
+
+
+def alone(home: Path, out: str, *settings: str) -> None:
+    """The same command for one process: this one."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(home, out, *settings))
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    assert not ended.value.code
 
 
 def workers(launcher: int) -> list[int]:
@@ -69,26 +83,40 @@ def workers(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-def has_checkpoint(home: Path, out: str, process: subprocess.Popen[str]) -> Run:
+def has_checkpoint(home: Path, out: str, process: subprocess.Popen[str], after: int = 0) -> Run:
+    """The run, once there is a checkpoint of a later step."""
     deadline = time.monotonic() + 240
+    folder = home / out / "checkpoints"
     while time.monotonic() < deadline and process.poll() is None:
-        if list((home / out / "checkpoints").glob("step-*.safetensors")):
+        if any(int(file.stem.removeprefix("step-")) > after for file in folder.glob("step-*.safetensors")):
             return Run.open(home / out)
         time.sleep(0.01)
     process.kill()
     pytest.fail(f"no checkpoint: {process.communicate()[1][-2000:]}")
 
 
-def test_a_training_by_two_processes_equals_one_by_one(home: Path) -> None:
+def newest(run: Run) -> int:
+    """The step of the newest checkpoint that can be read."""
+    found = run.newest_checkpoint()
+    assert found is not None
+    return int(found[1]["step"])
+
+
+def stopped_at(errors: str) -> int:
+    """The step that one process, and one only, says."""
+    (said,) = (line for line in errors.splitlines() if "stopped at step " in line)
+    return int(said.split("stopped at step ")[1].split()[0])
+
+
+def test_a_training_on_two_devices_equals_one_by_one(home: Path) -> None:
     """Told the class: ten steps of Adam show what rounding does to evidence (see `parallel_process`)."""
-    outcomes = []
-    for out, processes in (("one", 1), ("two", 2)):
-        process = start(home, out, *problems.BY_CLASS, processes=processes)
-        shown, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
-        assert json.loads(shown)["images"] == 40  # printed once, by one process
-        outcomes.append(read_tensors(home / out / "model.safetensors")[0])
-    one, two = outcomes
+    process = start(home, "two", *problems.BY_CLASS, launcher="--devices")
+    shown, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert json.loads(shown)["images"] == 40  # printed once, by one process
+    assert "2 processes" in errors
+    alone(home, "one", *problems.BY_CLASS)
+    one, two = (read_tensors(home / out / "model.safetensors")[0] for out in ("one", "two"))
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(
@@ -100,30 +128,42 @@ def test_a_training_by_two_processes_equals_one_by_one(home: Path) -> None:
     assert last[1]["encode/kl"] == pytest.approx(last[0]["encode/kl"], rel=1e-2)
 
 
-def test_a_worker_that_is_asked_to_stop_stops_all_with_a_checkpoint(home: Path) -> None:
-    process = start(home, "stopped", "training.total_kimg=100")
-    run = has_checkpoint(home, "stopped", process)
-    os.kill(workers(process.pid)[1], signal.SIGTERM)
+@pytest.mark.parametrize("launcher", ["torchrun", "--devices"])
+def test_a_process_that_is_asked_to_stop_stops_all_with_a_checkpoint(home: Path, launcher: str) -> None:
+    """One of torchrun's, or the one that started the other."""
+    out, endless = f"stopped by {launcher}", (*problems.BY_CLASS, "training.total_kimg=100")
+    process = start(home, out, *endless, launcher=launcher)
+    run = has_checkpoint(home, out, process)
+    os.kill(workers(process.pid)[1] if launcher == "torchrun" else process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    if launcher == "torchrun":
+        assert process.returncode != 0
+        assert "exitcode  : 143" in errors
+    else:
+        assert process.returncode == 143, errors[-3000:]
+    assert stopped_at(errors) == newest(run)
+
+
+def test_torchrun_asked_to_stop_then_a_killed_worker_and_one_process_to_the_end(home: Path) -> None:
+    """What a cluster does, then an accident; the same command goes on each time."""
+    settings = ("training.total_kimg=0.24",)
+    process = start(home, "hit", *settings)
+    run = has_checkpoint(home, "hit", process)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
-    said = [line for line in errors.splitlines() if "stopped at step " in line]
-    assert len(said) == 1, errors[-2000:]
-    step = int(said[0].split("stopped at step ")[1].split()[0])
-    assert "exitcode  : 143" in errors
-    found = run.newest_checkpoint()
-    assert found is not None
-    assert found[1]["step"] == step
+    stopped = newest(run)
+    assert stopped_at(errors) == stopped > 0
 
-
-def test_a_killed_worker_ends_the_job_and_the_same_command_continues(home: Path) -> None:
-    process = start(home, "killed", "training.total_kimg=0.4")
-    run = has_checkpoint(home, "killed", process)
+    process = start(home, "hit", *settings)
+    has_checkpoint(home, "hit", process, after=stopped)
     os.kill(workers(process.pid)[1], signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode != 0
-    found = run.newest_checkpoint()
-    assert found is not None
-    again = start(home, "killed", "training.total_kimg=0.4")
-    shown, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors[-3000:]
-    assert json.loads(shown)["images"] == 400
+    assert stopped < newest(run) < 60
+
+    alone(home, "hit", *settings)
+    assert newest(run) == 60
+    logged = [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()]
+    assert logged == sorted(set(logged))  # what was trained again is there once
+    assert logged[-1] == 60
