@@ -14,8 +14,9 @@ import torch
 
 import problems
 import training_problems
-from stylex.attfind import load_discovery, load_findings, screened_sweep, screening, search
+from stylex.attfind import load_discovery, load_findings, screened_sweep, screening, search, sweep_request
 from stylex.attfind.attributes import select
+from stylex.attfind.discovery import Discovery, discover
 from stylex.attfind.effects import log_odds_effects
 from stylex.attfind.screened_sweep import screening_notes as notes_of
 from stylex.attfind.screening import (
@@ -27,9 +28,10 @@ from stylex.attfind.screening import (
     stages,
     survivors,
 )
-from stylex.attfind.search import Discovery, _resolved, discover, load_logits
+from stylex.attfind.search import load_logits
 from stylex.attfind.shards import Record, ScreenedShards
 from stylex.attfind.sweep import sweep
+from stylex.attfind.sweep_request import resolve
 from stylex.data.images import ImageSet
 from stylex.errors import DataError, RunError
 from stylex.run import Run, read_tensors
@@ -277,7 +279,7 @@ def test_more_than_a_hundred_images_are_screened(run: Run) -> None:
 
 
 def test_an_exact_search_that_is_there_is_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "FEWEST_IMAGES", 20)
+    monkeypatch.setattr(sweep_request, "FEWEST_IMAGES", 20)
     model = problems.tiny_model()
     automatic = SETTINGS.model_copy(update={"sweep": "auto", "images_per_class": 12})
     search(run, model, pictures(300), automatic.model_copy(update={"sweep": "exact"}))
@@ -301,7 +303,7 @@ def test_an_exact_search_of_other_threads_and_processes_is_used(
         return replace(found, styles=styles, space=StyleSpace.from_styles(found.space.layout, styles))
 
     monkeypatch.setattr(search_module, "discover", rounded)
-    monkeypatch.setattr(search_module, "FEWEST_IMAGES", 20)
+    monkeypatch.setattr(sweep_request, "FEWEST_IMAGES", 20)
     automatic = SETTINGS.model_copy(update={"sweep": "auto", "images_per_class": 12})
     exact = automatic.model_copy(update={"sweep": "exact"})
     try:
@@ -328,8 +330,8 @@ def test_labels_that_do_not_exclude_each_other_are_screened_only_with_a_stage_to
     settings = SETTINGS.model_copy(update={"sweep": "auto"})
     logits = torch.randn(150, 10, generator=torch.Generator().manual_seed(0))
     assert len(stages(logits.numpy(), "sigmoid", 0).ends) == 1
-    assert _resolved(settings, logits, False, "sigmoid").sweep == "exact"
-    assert _resolved(settings, logits, False, "softmax").sweep == "screened"
+    assert resolve(settings, logits, False, "sigmoid").sweep == "exact"
+    assert resolve(settings, logits, False, "softmax").sweep == "screened"
 
 
 def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:

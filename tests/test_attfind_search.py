@@ -11,8 +11,7 @@ import torch
 
 import problems
 import training_problems
-from stylex.attfind import load_discovery, load_findings, search
-from stylex.attfind.search import discover
+from stylex.attfind import discover, load_discovery, load_findings, search
 from stylex.classifiers import Classifier
 from stylex.data.images import ImageSet
 from stylex.errors import DataError, RunError
@@ -167,7 +166,7 @@ def test_damaged_attributes(run: Run) -> None:
 
 
 def test_a_model_without_encoder_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
+    monkeypatch.setattr("stylex.attfind.discovery.SAMPLED_POOL", 40)
     model = problems.tiny_model("stylegan2")
     found = discover(model, None, problems.everything(images_per_class=3), seed=5)
     assert found.logits.argmax(dim=1).bincount().tolist() == [3, 3]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import documentation
 import problems
 import training_problems
-from stylex.attfind.search import discover
+from stylex.attfind.discovery import discover
 from stylex.benchmarks import searching
 from stylex.benchmarks.machine import Peak
 from stylex.benchmarks.peers import StudyEvaluation

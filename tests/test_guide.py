@@ -225,9 +225,8 @@ def _small(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(distillation, "FEWEST_STEPS", 60)
     monkeypatch.setattr("stylex.evaluation.measure.SAMPLED", 12)
-    import sys
 
-    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
+    monkeypatch.setattr("stylex.attfind.discovery.SAMPLED_POOL", 40)
     faces = load_dataset(home / "faces", size=SIZE, use_cache=False)
     MIDDLE[0] = float((warmth(faces.training.batch(slice(None))) / 2).median())
 

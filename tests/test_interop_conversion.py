@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def test_attfind_and_a_report_on_a_plain_stylegan2(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
+    monkeypatch.setattr("stylex.attfind.discovery.SAMPLED_POOL", 40)
     monkeypatch.setattr("stylex.evaluation.measure.SAMPLED", 12)
     save(tmp_path / "g.pt", rosi)
     classifier = judge()

@@ -199,9 +199,8 @@ def test_test_images_of_one_class_only(
 
 
 def test_a_model_that_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
 
-    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
+    monkeypatch.setattr("stylex.attfind.discovery.SAMPLED_POOL", 40)
     model = problems.tiny_model("stylegan2")
     run = problems.save_tiny_run(tmp_path / "run", model)
     search(run, model, None, run.config.attfind)

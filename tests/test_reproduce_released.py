@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +186,7 @@ def test_figure_3_without_the_published_latents(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
+    monkeypatch.setattr("stylex.attfind.discovery.SAMPLED_POOL", 40)
     shutil.copytree(measured[0], tmp_path / "model")
     (tmp_path / "model" / "examples_1.tfrecord").unlink()
     code, item = reproduce(capfd, "--model", tmp_path / "model", "--home", tmp_path, "--images", "3")

@@ -2,17 +2,8 @@
 
 from stylex.attfind.attributes import Attribute, Findings, find_attributes
 from stylex.attfind.class_effects import effects_of
-from stylex.attfind.search import (
-    Discovery,
-    Latents,
-    SearchSource,
-    discover,
-    load_discovery,
-    load_findings,
-    load_logits,
-    sample_latents,
-    search,
-)
+from stylex.attfind.discovery import Discovery, Latents, SearchSource, discover, sample_latents
+from stylex.attfind.search import load_discovery, load_findings, load_logits, search
 from stylex.attfind.selection import (
     merge_two_classes,
     select_independent,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch
 
 from stylex.attfind.attributes import in_class, select, sought
 from stylex.attfind.class_effects import class_effects, effects_of
+from stylex.attfind.discovery import Discovery
 from stylex.attfind.screening import Left, Stages, first_order, stages, survivors
 from stylex.attfind.selection import unstable_images
 from stylex.attfind.shards import ScreenedShards
@@ -22,9 +23,6 @@ from stylex.errors import RunError
 from stylex.model import Model
 from stylex.parallel import World
 from stylex.run import Run, read_json, write_json
-
-if TYPE_CHECKING:
-    from stylex.attfind.search import Discovery
 
 logger = logging.getLogger("stylex")
 

@@ -7,169 +7,33 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stylex.attfind.attributes import Findings, find_attributes, in_class, sought
+from stylex.attfind.attributes import Findings, find_attributes
 from stylex.attfind.class_effects import class_effects
+from stylex.attfind.discovery import Discovery, SearchSource, discover
 from stylex.attfind.discriminator_filter import DiscriminatorFilter
-from stylex.attfind.effects import Activation
 from stylex.attfind.likeness import mark_repeats
 from stylex.attfind.measuring import OnProgress, measure
 from stylex.attfind.names import with_names_of
 from stylex.attfind.pairs import find_pairs, save_pairs
 from stylex.attfind.screened_sweep import screened_sweep
-from stylex.attfind.screening import FEWEST_IMAGES, stages
 from stylex.attfind.shards import Record, Shards
 from stylex.attfind.sweep import OnChanges
+from stylex.attfind.sweep_request import kept_shards, settle, sweep_key, sweep_keys
 from stylex.config import AttFindSettings
-from stylex.data import ImageSet
-from stylex.errors import CheckpointError, DataError, RunError
+from stylex.errors import CheckpointError, RunError
 from stylex.model import Model
 from stylex.parallel import ALONE, World
 from stylex.run import Run, checksum, read_json, read_tensors, write_json, write_tensors
 from stylex.stylespace import StyleSpace
 
 logger = logging.getLogger("stylex")
-
-SELECTION = {
-    "count",
-    "method",
-    "effect",
-    "max_image_effect",
-    "independent_threshold",
-    "independent_min_share",
-    "unstable_threshold",
-    "unstable_max_share",
-}
-"""Settings of which attributes are selected, not of how effects are measured."""
-
-POOL_FACTOR = 4
-"""Images encoded at once for each that is wanted."""
-
-SAMPLED_POOL = 4000
-"""Latents sampled for a model without an encoder, from which the images of each class are taken."""
-
-
-@dataclass(frozen=True, eq=False)
-class Discovery:
-    """The images that a search stands on, as the generator sees them.
-
-    latents [N, W], styles [N, T], logits [N, K] of the reconstructions, and the names of the images.
-    """
-
-    latents: Tensor
-    styles: Tensor
-    logits: Tensor
-    names: tuple[str, ...]
-    space: StyleSpace
-
-
-@dataclass(frozen=True, eq=False)
-class Latents:
-    """Latents [N, W] to search on in place of images, with their names."""
-
-    latents: Tensor
-    names: tuple[str, ...]
-
-
-SearchSource = ImageSet | Latents | None
-"""What a search stands on: images, latents, or what a model without an encoder samples."""
-
-
-def discover(model: Model, images: SearchSource, settings: AttFindSettings, seed: int = 0) -> Discovery:
-    """Encode discovery images (or sample latents) until there are `images_per_class` of every class.
-
-    Images are encoded in a random order, the same for a seed, in parts of POOL_FACTOR times the number that
-    is wanted; the next part only while a class lacks images. No more than a batch of the model's is held as
-    pixels. Latents are taken in the order given. Fewer of a class are taken where there are no more. The
-    class is the argmax of the classifier on the reconstruction (notebook). Ranges are taken over exactly
-    these images.
-
-    Of a class that no image counts as nothing is searched; that is said.
-
-    Raises:
-        DataError: no class has images that count as it and others that do not, so nothing can be explained.
-    """
-    missing = np.full(len(model.class_names), settings.images_per_class)
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    names: list[str] = []
-    seen = 0
-    for latents, called in _pools(model, images, settings, seed):
-        styles = model.styles(latents)
-        logits = torch.cat(
-            [model.classify(model.synthesise(few)).cpu() for few in torch.split(styles, model.batch_size)]
-        )
-        seen += len(called)
-        chosen: set[int] = set()
-        for target in range(len(missing)):
-            members = np.flatnonzero(in_class(logits.numpy(), target, model.classifier.activation))
-            taken = members[: missing[target]].tolist()
-            missing[target] -= len(taken)
-            chosen.update(taken)
-        order = sorted(chosen)
-        kept.append((latents[order], styles[order], logits[order]))
-        names += [called[number] for number in order]
-        if not missing.any():
-            break
-    latents, styles, logits = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    _check_classes(model, logits.numpy(), seen)
-    space = StyleSpace.from_styles(model.generator.synthesis.layout, styles)
-    return Discovery(latents, styles, logits, tuple(names), space)
-
-
-def _check_classes(model: Model, logits: npt.NDArray[np.float32], seen: int) -> None:
-    """Say which classes no image counts as; an error where that leaves nothing to explain."""
-    activation = model.classifier.activation
-    empty = [
-        f"'{name}'"
-        for target, name in enumerate(model.class_names)
-        if not in_class(logits, target, activation).any()
-    ]
-    if not empty:
-        return
-    more = f" and {len(empty) - 5} more classes" if len(empty) > 5 else ""
-    said = f"none of {seen} reconstructed discovery images counts as {', '.join(empty[:5])}{more}"
-    if not sought(logits, activation):
-        raise DataError(f"{said}; the classifier or the reconstruction ignores that class")
-    logger.warning("%s; nothing is searched for what leads there", said)
-
-
-def sample_latents(model: Model, seed: int) -> Latents:
-    """SAMPLED_POOL latents of the model's mapping network.
-
-    Raises:
-        RunError: it has none.
-    """
-    latents = model.sample(SAMPLED_POOL, seed)
-    return Latents(latents, tuple(f"sample {number}" for number in range(len(latents))))
-
-
-def _pools(
-    model: Model, images: SearchSource, settings: AttFindSettings, seed: int
-) -> Iterator[tuple[Tensor, list[str]]]:
-    """Latents [n, W] with their names, part after part; see `discover`."""
-    size = POOL_FACTOR * settings.images_per_class * len(model.class_names)
-    if model.encoder is None and not isinstance(images, Latents):
-        images = sample_latents(model, seed)
-    if isinstance(images, Latents):
-        for first in range(0, len(images.names), size):
-            yield images.latents[first : first + size], list(images.names[first : first + size])
-        return
-    if images is None or not len(images):
-        raise DataError("there are no discovery images to search on")
-    order = np.random.default_rng(seed).permutation(len(images))  # sources are often sorted by class
-    for first in range(0, len(order), size):
-        part = order[first : first + size]
-        few = [part[begin : begin + model.batch_size] for begin in range(0, len(part), model.batch_size)]
-        latents = torch.cat([model.encode(images.batch(numbers))[0] for numbers in few])
-        yield latents, [images.names[number] for number in part]
 
 
 def search(
@@ -206,8 +70,8 @@ def search(
     with _threads_kept():
         found = _discovered(run, model, images, settings, world, one_vs_one)
         folder = run.path / "effects"
-        settings = world.from_first(partial(_asked, folder, model, found, settings, one_vs_one))
-        key = _key(model, found, settings)
+        settings = world.from_first(partial(settle, folder, model, found, settings, one_vs_one))
+        key = sweep_key(model, found, settings)
         unstable: npt.NDArray[np.bool_] | None = None
         measured = partial(
             measure,
@@ -242,40 +106,6 @@ def search(
         return findings
 
     return world.from_first(kept)
-
-
-def _asked(
-    folder: Path, model: Model, found: Discovery, settings: AttFindSettings, one_vs_one: bool
-) -> AttFindSettings:
-    """As `_resolved`; exact also where an exact sweep has been done, since nothing is left to spare."""
-    asked = _resolved(settings, found.logits, one_vs_one, model.classifier.activation)
-    if (settings.sweep, asked.sweep) == ("auto", "screened"):
-        everything = asked.model_copy(update={"sweep": "exact"})
-        if _measured(folder, _key(model, found, everything), found, everything) is not None:
-            return everything
-    return asked
-
-
-def _resolved(
-    settings: AttFindSettings, logits: Tensor, one_vs_one: bool, activation: Activation
-) -> AttFindSettings:
-    """Settings that say how the sweep is done: exact, or screened where that was asked for or is worth it.
-
-    Exact also where there are so few images that the first stage has them all.
-
-    Raises:
-        DataError: screening was asked for together with what needs every effect.
-    """
-    everything = "attributes from every class to every other" if one_vs_one else None
-    if settings.discriminator_filter is not None:
-        everything = "the discriminator's filter"
-    if settings.sweep == "screened" and everything is not None:
-        raise DataError(f"{everything} needs the effects of all coordinates: search with --exact")
-    few = len(stages(logits.numpy(), activation, 0).ends) == 1
-    if settings.sweep == "auto":
-        few = few or everything is not None or len(logits) <= FEWEST_IMAGES
-    screened = settings.sweep != "exact" and not few
-    return settings.model_copy(update={"sweep": "screened" if screened else "exact"})
 
 
 def _selected(
@@ -336,7 +166,7 @@ def _discovered(
         if isinstance(threads, int) and 0 < threads != now and model.hardware.device.type == "cpu":
             torch.set_num_threads(threads)
             again = discover(model, images, settings, run.config.seed)
-            if record.get("key") in _keys(model, again, settings, one_vs_one):
+            if record.get("key") in sweep_keys(model, again, settings, one_vs_one):
                 logger.warning("going on with %d CPU threads, as this search began", threads)
                 return again
             torch.set_num_threads(now)
@@ -469,42 +299,9 @@ def load_logits(run: Run, model: Model, found: Discovery, settings: AttFindSetti
         )
     folder = run.path / "effects"
     for precision in dict.fromkeys((model.hardware.precision, "fp32", "bf16")):
-        shards = _measured(folder, _key(model, found, settings, precision), found, settings)
+        shards = kept_shards(folder, sweep_key(model, found, settings, precision), found, settings)
         if shards is not None:
             return shards
     raise RunError(
         f"{run.path}: the effects of its search are not there; 'stylex attfind {run.path}' measures them"
     )
-
-
-def _measured(folder: Path, key: str, found: Discovery, settings: AttFindSettings) -> Shards | None:
-    """The shards of an exact sweep, where it has been done."""
-    if Record(folder).read().get("key") != key:
-        return None
-    shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
-    return shards if all(shards.file(number).exists() for number in range(len(shards))) else None
-
-
-def _keys(model: Model, found: Discovery, settings: AttFindSettings, one_vs_one: bool) -> set[str]:
-    """Of the sweeps that a search with these settings goes on with: the one asked for, and an exact one."""
-    asked = _resolved(settings, found.logits, one_vs_one, model.classifier.activation)
-    more = [asked.model_copy(update={"sweep": "exact"})] if settings.sweep == "auto" else []
-    return {_key(model, found, each) for each in (asked, *more)}
-
-
-def _key(model: Model, found: Discovery, settings: AttFindSettings, precision: str | None = None) -> str:
-    """What the logits after changes depend on; two searches of one key measure the same."""
-    parts = {
-        "styles": checksum({"styles": found.styles, **found.space.tensors()}),
-        "logits": checksum({"logits": found.logits}),  # shows what the classifier's weights do not
-        "synthesis": checksum(model.generator.synthesis.state_dict()),
-        "noise": model.noise,
-        "classifier": model.classifier.fingerprint,
-        "precision": precision or model.hardware.precision,
-        "shift": settings.shift,
-        "batch_size": settings.batch_size,
-        "stored": settings.stored,
-    }
-    if settings.sweep == "screened":  # what is measured where hangs on what selection asks for
-        parts["screened"] = settings.model_dump(include=SELECTION)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

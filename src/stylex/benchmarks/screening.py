@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stylex.attfind.discovery import Discovery
 from stylex.attfind.measuring import measure
 from stylex.attfind.screened_sweep import screened_sweep
-from stylex.attfind.search import Discovery
 from stylex.config import AttFindSettings
 from stylex.model import Model
 from stylex.parallel import ALONE

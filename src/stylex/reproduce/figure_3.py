@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from stylex.attfind import Latents, load_logits, sample_latents
-from stylex.attfind.search import SearchSource
+from stylex.attfind.discovery import SearchSource
 from stylex.config import AttFindSettings
 from stylex.errors import CheckpointError, ConfigError, DataError
 from stylex.explainer import Explainer, load_images
