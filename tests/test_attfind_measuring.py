@@ -21,6 +21,7 @@ import training_problems
 from stylex.attfind import class_effects, find_attributes, measuring, search
 from stylex.attfind.batches import BatchChoice
 from stylex.attfind.class_effects import ClassEffects, effects_of
+from stylex.attfind.pairs import find_pairs
 from stylex.attfind.shards import Record, Shards
 from stylex.cli.app import main
 from stylex.cli.sweeping import SweepView, sweep_view
@@ -221,6 +222,38 @@ def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch, t
         tracemalloc.stop()
         assert all(entries[0].change == (1, 5) for entries in found.attributes.values())
     assert peaks[1] < 1.5 * peaks[0], peaks
+
+
+def test_memory_of_pairs_does_not_grow_with_the_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whose effects lie in a file; what is found is what is found in memory."""
+    _, _, space = logits_of(1, 24, 2)
+    monkeypatch.setattr(class_effects, "BLOCK_ENTRIES", 1 << 14)
+    monkeypatch.setattr("stylex.attfind.selection._BLOCK_ENTRIES", 1 << 14)
+    settings = problems.everything(count=2)
+    names = [str(number) for number in range(8)]
+
+    def found(images: int) -> Any:
+        after = Synthetic((images, 2, 24, 8))
+        before = np.zeros((images, 8), np.float32)
+        before[np.arange(images), np.arange(images) // 8 % 2] = 0.05
+        return find_pairs(before, after, space, names, settings, folder=tmp_path)
+
+    whole = found(200)
+    assert set(whole) == {(source, target) for source in "01" for target in names if source != target}
+    assert all(entries[0].change == (1, 5) and entries[0].flipped > 0 for entries in whole.values())
+    monkeypatch.setattr(class_effects, "MEMORY_BYTES", 0)
+    peaks = []
+    for images in (200, 1600):
+        tracemalloc.start()
+        pairs = found(images)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        if images == 200:
+            assert pairs == whole
+    assert peaks[1] < 1.6 * peaks[0], peaks
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_display_counts_only_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

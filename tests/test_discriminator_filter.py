@@ -45,6 +45,25 @@ def slow_accept(
     return True
 
 
+def test_the_filter_holds_a_batch_of_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And scores as it does with all of them at once."""
+    model = dataclasses.replace(problems.tiny_model(), batch_size=5)
+    styles = model.styles(model.encode(training_problems.images(12).batch(range(12)))[0])
+    space = StyleSpace.from_styles(model.generator.synthesis.layout, styles)
+    held: list[int] = []
+    scores = Model.scores
+
+    def scored(self: Model, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        held.append(len(images))
+        return scores(self, images, logits)
+
+    monkeypatch.setattr(Model, "scores", scored)
+    found = DiscriminatorFilter(model, space, styles, np.zeros((12, 2, space.size, 2)), 0.2)
+    assert held == [5, 5, 2]
+    images = model.synthesise(styles)
+    torch.testing.assert_close(found._before, scores(model, images, model.classify(images)).cpu())
+
+
 @pytest.mark.parametrize("recipe", ["fast", "evidence"])
 def test_the_filter_follows_the_rule(recipe: str) -> None:
     model = problems.tiny_model(recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -82,11 +82,29 @@ class Ranking(tuple[Attribute, ...]):
 
 
 @dataclass(frozen=True)
+class ScreenedStage:
+    """What a stage of a screened search left open.
+
+    Attributes:
+        images: how many it was judged by.
+        first_order: whether by first-order effects alone.
+        changes_left: of 2 · S.
+        sure: share of selections from resampled images that lie among these; None by first-order effects.
+    """
+
+    images: int
+    first_order: bool
+    changes_left: int
+    sure: float | None
+
+
+@dataclass(frozen=True)
 class Findings:
     """What one search found: attributes by target class, and how many images it stood on.
 
     `merged` is one list for two classes: towards the first of them, the inverse towards the second; empty for
-    more classes and for labels that do not exclude each other. `unstable` images were left out.
+    more classes and for labels that do not exclude each other. `unstable` images were left out. `screening`
+    has the stages of a screened search; it is empty for an exact one.
     """
 
     attributes: dict[str, tuple[Attribute, ...]]
@@ -95,6 +113,12 @@ class Findings:
     unstable: int
     coordinates: int
     settings: AttFindSettings
+    screening: tuple[ScreenedStage, ...] = ()
+
+    @property
+    def confidence(self) -> float | None:
+        """Of a screened search: the lowest of its stages' `sure`; None where none was judged by effects."""
+        return min((stage.sure for stage in self.screening if stage.sure is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as attributes.json holds them."""
@@ -108,6 +132,8 @@ class Findings:
                 for target, found in self.attributes.items()
             },
             "merged": [list(change) for change in self.merged],
+            "screening": [asdict(stage) for stage in self.screening],
+            "confidence": self.confidence,
         }
 
     @classmethod
@@ -123,6 +149,7 @@ class Findings:
             content["unstable_images"],
             content["coordinates"],
             AttFindSettings(**({"alike": None} | content["settings"])),  # before attributes were compared
+            tuple(ScreenedStage(**stage) for stage in content.get("screening", ())),
         )
 
 
@@ -195,7 +222,8 @@ def find_attributes(
             )
         picks[target] = select(effects, target, settings, images, accept)
         searched[target] = images
-    flips = _flips(after, picks, searched, activation)
+    asked = {target: (target, searched[target], picks[target]) for target in picks}
+    flips = flip_shares(after, asked, activation)
     found: dict[str, tuple[Attribute, ...]] = dict.fromkeys(class_names, ())
     found |= {
         name: tuple(
@@ -282,24 +310,30 @@ def select(
     return list(chosen.values())
 
 
-def _flips(
+Key = TypeVar("Key")
+
+
+def flip_shares(
     after: EffectsArray,
-    picks: dict[int, list[DirectedCoordinate]],
-    searched: dict[int, npt.NDArray[np.bool_]],
+    asked: Mapping[Key, tuple[int, npt.NDArray[np.bool_], Sequence[DirectedCoordinate]]],
     activation: Activation,
-) -> dict[int, dict[DirectedCoordinate, float]]:
-    """For each target, the share of its images that each of its picks alone sends there; one pass."""
-    counts = {target: np.zeros(len(chosen)) for target, chosen in picks.items()}
+) -> dict[Key, dict[DirectedCoordinate, float]]:
+    """For each (target, images [N], picks), the share of the images that each pick alone sends to the target.
+
+    `after` [N, 2, S, K] is read once, block by block.
+    """
+    counts = {key: np.zeros(len(picks)) for key, (_, _, picks) in asked.items()}
     for block in blocks(after.shape):
         logits = after[block]
-        for target, chosen in picks.items():
-            if chosen:
-                directions, coordinates = np.array(chosen).T
-                alone = logits[searched[target][block]][:, directions, coordinates]
-                counts[target] += in_class(alone, target, activation).sum(axis=0)
+        for key, (target, images, picks) in asked.items():
+            if picks:
+                directions, coordinates = np.array(picks).T
+                rows = np.flatnonzero(images[block])[:, None]
+                alone = logits[rows, directions, coordinates]
+                counts[key] += in_class(alone, target, activation).sum(axis=0)
     return {
-        target: dict(zip(chosen, (counts[target] / searched[target].sum()).tolist(), strict=True))
-        for target, chosen in picks.items()
+        key: dict(zip(picks, (counts[key] / images.sum()).tolist(), strict=True))
+        for key, (_, images, picks) in asked.items()
     }
 
 

@@ -50,21 +50,31 @@ def class_effects(
 ) -> Iterator[ClassEffects]:
     """Effects of the kind that settings name, from logits [N, K] and [N, 2, S, K], until the block ends.
 
-    `after` is read block by block. What does not fit into MEMORY_BYTES goes into a file in `folder` (by
-    default where the system keeps temporary files), which is deleted afterwards, also when the program is
-    killed: it has no name once it is open.
+    `after` is read block by block; what is held besides is as `room_for` has it.
 
     Raises:
         ClassifierError: logits that are not finite.
         RunError: there is no room for the file.
     """
     number, ends, coordinates, classes = after.shape
-    shape = (classes, number, ends, coordinates)
-    size = 4 * int(np.prod(shape))
-    if size <= MEMORY_BYTES:
-        stored = np.empty(shape, np.float32)
+    with room_for((classes, number, ends, coordinates), folder) as stored:
         _fill(stored, before, after, settings, activation)
         yield ClassEffects(stored)
+
+
+@contextmanager
+def room_for(shape: tuple[int, ...], folder: Path | None = None) -> Iterator[npt.NDArray[np.float32]]:
+    """An array to be filled, until the block ends: in memory up to MEMORY_BYTES, else in a mapped file.
+
+    The file lies in `folder` (by default where the system keeps temporary files) and is deleted afterwards,
+    also when the program is killed: it has no name once it is open.
+
+    Raises:
+        RunError: there is no room for the file.
+    """
+    size = 4 * int(np.prod(shape))
+    if size <= MEMORY_BYTES:
+        yield np.empty(shape, np.float32)
         return
     try:
         file = tempfile.TemporaryFile(dir=folder, prefix=".effects-")  # noqa: SIM115
@@ -73,10 +83,7 @@ def class_effects(
         where = folder or tempfile.gettempdir()
         raise RunError(f"{where}: no room for {size >> 20} MiB of effects ({error.strerror})") from None
     with file:
-        stored = np.memmap(file, np.float32, "r+", shape=shape)
-        _fill(stored, before, after, settings, activation)
-        yield ClassEffects(stored)
-        del stored
+        yield np.memmap(file, np.float32, "r+", shape=shape)
 
 
 def effects_of(

@@ -53,8 +53,12 @@ class DiscriminatorFilter:
         return self._accepts(target, coordinate)
 
     def _score(self, styles: Tensor) -> Tensor:
-        images = self._model.synthesise(styles)
-        return self._model.scores(images, self._model.classify(images)).cpu()
+        """Scores [N] of styles [N, T]; no more than a batch of the model's is held as images."""
+        found = []
+        for part in torch.split(styles, self._model.batch_size):
+            images = self._model.synthesise(part)
+            found.append(self._model.scores(images, self._model.classify(images)).cpu())
+        return torch.cat(found)
 
     def _judge(self, target: int, coordinate: int) -> bool:
         for direction in (0, 1):

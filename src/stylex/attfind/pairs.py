@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from stylex.attfind.attributes import Attribute, Findings, describe, in_class, select
-from stylex.attfind.class_effects import blocks
+from stylex.attfind.attributes import Attribute, Findings, describe, flip_shares, in_class, select
+from stylex.attfind.class_effects import blocks, room_for
 from stylex.attfind.effects import Activation
 from stylex.attfind.names import named, names_of
 from stylex.attfind.selection import EffectsArray
@@ -31,6 +33,7 @@ def find_pairs(
     class_names: Sequence[str],
     settings: AttFindSettings,
     activation: Activation = "softmax",
+    folder: Path | None = None,
 ) -> Pairs:
     """Attributes from every class to every other.
 
@@ -41,32 +44,53 @@ def find_pairs(
 
     Args:
         before: logits [N, K] of the unchanged images.
-        after: [N, 2, S, K], after every change; read in blocks, the images of one class are held at a time.
+        after: [N, 2, S, K], after every change; read in blocks.
+        folder: where the effects of one class's images lie while it is searched, if memory has no room.
 
     Returns:
         Pairs of classes for which there are images; none are left out as unstable.
     """
     found: Pairs = {}
+    asked = {}
     for source, source_name in enumerate(class_names):
         images = in_class(before, source, activation)
         if not images.any():
             continue
-        moved = np.concatenate([np.asarray(after[block])[images[block]] for block in blocks(after.shape)])
-        start = before[images]
-        every = np.ones(len(moved), bool)
-        for target, target_name in enumerate(class_names):
-            if target == source:
-                continue
-            odds = start[:, target] - start[:, source]
-            effects = moved[..., target] - moved[..., source] - odds[:, None, None]
-            reached = in_class(moved, target, activation)
-            found[source_name, target_name] = tuple(
-                describe(
-                    space, target_name, rank, change, effects[:, *change], float(reached[:, *change].mean())
+        every = np.ones(int(images.sum()), bool)
+        shape = (after.shape[3], len(every), *after.shape[1:3])
+        with room_for(shape, folder) as effects:
+            _fill(effects, before, after, source, images)
+            for target, target_name in enumerate(class_names):
+                if target == source:
+                    continue
+                picks = select(effects[target, ..., None], 0, settings, every, None)
+                asked[source_name, target_name] = (target, images, picks)
+                found[source_name, target_name] = tuple(
+                    describe(space, target_name, rank, change, effects[target, :, *change], 0.0)
+                    for rank, change in enumerate(picks, 1)
                 )
-                for rank, change in enumerate(select(effects[..., None], 0, settings, every, None), 1)
-            )
-    return found
+    flipped = flip_shares(after, asked, activation)
+    return {
+        pair: tuple(replace(entry, flipped=flipped[pair][entry.change]) for entry in entries)
+        for pair, entries in found.items()
+    }
+
+
+def _fill(
+    effects: Logits, before: Logits, after: EffectsArray, source: int, images: npt.NDArray[np.bool_]
+) -> None:
+    """Change of the log-odds between every class and the source, [K, n, 2, S], of the n images of a mask."""
+    first = 0
+    for block in blocks(after.shape):
+        rows = images[block]
+        if not rows.any():
+            continue
+        moved = np.asarray(after[block])[rows]
+        start = before[block][rows, None, None]
+        odds = start - start[..., source, None]
+        part = slice(first, first + len(moved))
+        effects[:, part] = (moved - moved[..., source, None] - odds).transpose(3, 0, 1, 2)
+        first = part.stop
 
 
 def save_pairs(run: Run, pairs: Pairs, key: str) -> None:
