@@ -14,27 +14,28 @@ import torch
 
 import problems
 import training_problems
-from stylex.attfind import load_discovery, load_findings, screened_sweep, screening, search, sweep_request
+from stylex.attfind import first_order, load_discovery, load_findings, screened_sweep, search, sweep_request
 from stylex.attfind.attributes import select
 from stylex.attfind.discovery import Discovery, discover
 from stylex.attfind.effects import log_odds_effects
-from stylex.attfind.screened_sweep import screening_notes as notes_of
+from stylex.attfind.first_order import FirstOrder, first_order_effects
 from stylex.attfind.screening import (
     FIRST_IMAGES,
     GROWTH,
     Resampled,
     Stages,
-    first_order_effects,
     stages,
     survivors,
 )
 from stylex.attfind.search import load_logits
+from stylex.attfind.selection import unstable_images
 from stylex.attfind.shards import Record, ScreenedShards
 from stylex.attfind.sweep import sweep
 from stylex.attfind.sweep_request import resolve
 from stylex.data.images import ImageSet
-from stylex.errors import DataError, RunError
-from stylex.run import Run, read_tensors
+from stylex.errors import ConfigError, DataError, RunError
+from stylex.model import Model
+from stylex.run import Run, read_json, read_tensors
 from stylex.stylespace import StyleSpace
 
 search_module = import_module("stylex.attfind.search")  # of its name is the function in the package, too
@@ -165,8 +166,8 @@ def test_first_order_effects_are_of_logits_where_the_search_is() -> None:
 
 
 def test_a_long_ranking_has_enough_to_choose_from(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screening, "LIKELY_LEAST", 1)
-    monkeypatch.setattr(screening, "LIKELY_SHARE", 0.0)
+    monkeypatch.setattr(first_order, "LIKELY_LEAST", 1)
+    monkeypatch.setattr(first_order, "LIKELY_SHARE", 0.0)
     found = search(run, problems.tiny_model(), pictures(), SETTINGS.model_copy(update={"count": 12}))
     assert [len(entries) for entries in found.attributes.values()] == [12, 12]
 
@@ -187,19 +188,22 @@ def test_first_order_effects_say_what_is_likely_and_which_images_are_unstable(
     effects[30, 1, 33, :] = 9e6  # what moves an unstable image most does not count
     rest = iter(range(0, len(effects), 8))
     monkeypatch.setattr(
-        screening, "first_order_effects", lambda *_: effects[(first := next(rest)) : first + 8]
+        first_order, "first_order_effects", lambda *_: effects[(first := next(rest)) : first + 8]
     )
-    monkeypatch.setattr(screening, "STRONGEST", 1)
-    monkeypatch.setattr(screening, "LIKELY_LEAST", 3)
-    monkeypatch.setattr(screening, "LIKELY_SHARE", 0.0)
-    monkeypatch.setattr(screening, "LIKELY_EACH", 0)
+    monkeypatch.setattr(first_order, "STRONGEST", 1)
+    monkeypatch.setattr(first_order, "LIKELY_LEAST", 3)
+    monkeypatch.setattr(first_order, "LIKELY_SHARE", 0.0)
+    monkeypatch.setattr(first_order, "LIKELY_EACH", 0)
     settings = SETTINGS.model_copy(update={"unstable_threshold": 2.0})
-    told = screening.first_order(model, found.space, found.styles, found.logits.numpy(), settings, "softmax")
+    told = first_order.first_order(
+        model, found.space, found.styles, found.logits.numpy(), settings, "softmax"
+    )
     assert told is not None
     assert np.argwhere(told.strongest).tolist() == [[0, 3], [1, 11]]
     assert np.argwhere(told.likely).tolist() == [[0, 3], [0, 20], [1, 11]]
-    assert told.unstable is not None
-    assert np.flatnonzero(told.unstable).tolist() == [30]
+    assert told.large is not None
+    assert np.flatnonzero(told.large.all(axis=1)).tolist() == [30]
+    assert told.large.sum() == 2 * 2 * size  # an entry for each class
 
 
 def test_without_gradients_there_are_no_first_order_effects() -> None:
@@ -207,14 +211,14 @@ def test_without_gradients_there_are_no_first_order_effects() -> None:
     found = discover(model, pictures(), SETTINGS)
     model.classifier.network.differentiable = False  # type: ignore[assignment]
     before = found.logits.numpy()
-    assert screening.first_order(model, found.space, found.styles, before, SETTINGS, "softmax") is None
+    assert first_order.first_order(model, found.space, found.styles, before, SETTINGS, "softmax") is None
 
 
 def test_the_same_attributes_from_less_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screening, "LIKELY_LEAST", 30)  # of 80 changes
-    monkeypatch.setattr(screening, "LIKELY_EACH", 5)
+    monkeypatch.setattr(first_order, "LIKELY_LEAST", 30)  # of 80 changes
+    monkeypatch.setattr(first_order, "LIKELY_EACH", 5)
     model = problems.tiny_model()
     whole_run = training_problems.make_run(tmp_path / "whole", "fast")
     whole = search(whole_run, model, pictures(), SETTINGS.model_copy(update={"sweep": "exact"}))
@@ -226,13 +230,17 @@ def test_the_same_attributes_from_less_work(
             assert one.effect == pytest.approx(other.effect, abs=1e-4)
             assert one.images == other.images
     assert screened.merged[:10] == whole.merged[:10]
-    notes = notes_of(run)
-    assert [(note["images"], note["first_order"]) for note in notes] == [(80, True), (16, False), (64, False)]
-    left = [note["changes_left"] for note in notes]
+    notes = screened.screening
+    assert [(note.images, note.first_order) for note in notes] == [(80, True), (16, False), (64, False)]
+    left = [note.changes_left for note in notes]
     assert left == sorted(left, reverse=True)
     assert left[0] < 2 * whole.coordinates
-    assert [note["sure"] is None for note in notes] == [True, False, False]
+    first, *rest = (note.sure for note in notes)
+    assert first is None
+    assert screened.confidence == min(rest)
     assert load_findings(run) == screened
+    assert read_json(run.path / "attributes.json")["confidence"] == screened.confidence
+    assert (whole.screening, whole.confidence) == ((), None)
 
 
 def test_a_killed_screened_search_goes_on(run: Run, tmp_path: Path) -> None:
@@ -345,9 +353,9 @@ def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:
     open_ = shards.open_changes(0)
     for number in shards.numbers(0):
         shards.write(number, logits[list(shards.images(number))])
-    images, after = shards.measured(0)
-    assert images == list(plan.images(0))
-    np.testing.assert_allclose(after, logits[images].flatten(1, 2).numpy(), atol=2e-3)
+    after = shards.measured(0)
+    assert after.images == list(plan.images(0))
+    np.testing.assert_allclose(after[:], logits[after.images].flatten(1, 2).numpy()[:, None], atol=2e-3)
     assert open_.all()
     left = np.zeros_like(open_)
     left[0, [1, 4]] = left[1, 6] = True
@@ -356,9 +364,12 @@ def test_files_hold_what_their_stage_measures(tmp_path: Path) -> None:
     for number in shards.numbers(1):
         shards.write(number, logits[list(shards.images(number))])
     assert shards.missing(shards.numbers(0) + shards.numbers(1)) == []
-    images, after = shards.measured(1)
-    assert images == list(plan.order[:64])
-    np.testing.assert_allclose(after, logits[images][:, left].numpy(), atol=2e-3)
+    after = shards.measured(1)
+    assert after.images == list(plan.order[:64])
+    expected = logits[after.images][:, left].numpy()[:, None]
+    assert after.shape == expected.shape
+    for block in (slice(0, 64), slice(3, 18), slice(15, 16), slice(5, 5), slice(60, None)):
+        np.testing.assert_allclose(after[block], expected[block], atol=2e-3)
     shards.open_changes(2, left)
     for number in shards.numbers(2):
         shards.write(number, logits[list(shards.images(number))])
@@ -405,13 +416,13 @@ def test_a_rare_cause_is_protected_to_the_end(run: Run, monkeypatch: pytest.Monk
     model = problems.tiny_model()
     protected = np.zeros((2, discover(model, pictures(), SETTINGS).space.size), bool)
     protected[:, 17] = True
-    told = screening.FirstOrder(np.ones_like(protected), protected, None)
+    told = FirstOrder(np.ones_like(protected), protected, None)
     monkeypatch.setattr(screened_sweep, "first_order", lambda *_: told)
     nothing = lambda effects, *_: (np.zeros(effects.shape[1], bool), 1.0)  # noqa: E731
     monkeypatch.setattr(screened_sweep, "survivors", nothing)
     found = search(run, model, pictures(), SETTINGS)
     assert {entry.coordinate for entries in found.attributes.values() for entry in entries} == {17}
-    assert [note["changes_left"] for note in notes_of(run)] == [protected.size, 2, 2]
+    assert [note.changes_left for note in found.screening] == [protected.size, 2, 2]
 
 
 def test_only_what_is_likely_is_measured_and_the_other_ends_that_the_merged_list_needs(
@@ -420,7 +431,7 @@ def test_only_what_is_likely_is_measured_and_the_other_ends_that_the_merged_list
     model = problems.tiny_model()
     likely = np.zeros((2, discover(model, pictures(), SETTINGS).space.size), bool)
     likely[0, 3] = likely[1, 8] = True
-    told = screening.FirstOrder(likely, np.zeros_like(likely), None)
+    told = FirstOrder(likely, np.zeros_like(likely), None)
     monkeypatch.setattr(screened_sweep, "first_order", lambda *_: told)
     found = search(run, model, pictures(), SETTINGS)
     chosen = {entry.change for entries in found.attributes.values() for entry in entries}
@@ -436,19 +447,94 @@ def test_only_what_is_likely_is_measured_and_the_other_ends_that_the_merged_list
 def test_without_gradients_everything_is_measured_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     model = problems.tiny_model()
     monkeypatch.setattr(screened_sweep, "first_order", lambda *_: None)
-    search(run, model, pictures(), SETTINGS)
-    assert [(note["images"], note["first_order"]) for note in notes_of(run)] == [(16, False), (64, False)]
+    found = search(run, model, pictures(), SETTINGS)
+    assert [(note.images, note.first_order) for note in found.screening] == [(16, False), (64, False)]
 
 
-def test_unstable_images_are_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of few changes no share of all can be told: who is unstable is found before."""
+def effects_of_all(model: Model) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.floating]]:
+    """Logits [80, 2] of the images that a search with SETTINGS takes, and all their effects [80, 2, S, 2]."""
+    found = discover(model, pictures(), SETTINGS)
+    before = found.logits.numpy()
+    after = sweep(model, found.space, found.styles, batch_size=8).numpy()
+    return before, log_odds_effects(before, after)
+
+
+def test_unstable_images_are_judged_by_what_is_measured_and_else_to_first_order(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First-order effects are right here; of images of which everything is measured, all are wrong."""
     model = problems.tiny_model()
-    before = discover(model, pictures(), SETTINGS).logits.numpy()
-    last = list(stages(before, "softmax", run.config.seed).images(2))
-    unstable = np.zeros(80, bool)
-    unstable[last[:5]] = True
-    none = np.zeros((2, discover(model, pictures(), SETTINGS).space.size), bool)
-    told = screening.FirstOrder(~none, none, unstable)
+    before, effects = effects_of_all(model)
+    threshold = float(np.quantile(np.abs(effects), 0.9))
+    unstable = unstable_images(effects, threshold, 0.1)
+    large = (np.abs(effects) > threshold).sum(axis=-1).reshape(80, -1).astype(np.uint8)
+    first = list(stages(before, "softmax", run.config.seed).images(0))
+    assert 0 < unstable[first].sum() < 16
+    assert 0 < unstable.sum() < 80
+    large[first] = 2 - large[first]
+    everything = np.ones(effects.shape[1:3], bool)
+    told = FirstOrder(everything, ~everything, large)
     monkeypatch.setattr(screened_sweep, "first_order", lambda *_: told)
-    settings = SETTINGS.model_copy(update={"unstable_threshold": 1e6})
-    assert search(run, model, pictures(), settings).unstable == 5
+    settings = SETTINGS.model_copy(update={"unstable_threshold": threshold, "unstable_max_share": 0.1})
+    findings = search(run, model, pictures(), settings)
+    assert findings.unstable == unstable.sum()
+    for target, name in enumerate(model.class_names):
+        searched = (before.argmax(axis=1) != target) & ~unstable
+        assert {entry.images for entry in findings.attributes[name]} == {int(searched.sum())}
+    # What gradients said is kept for the stages to come; without it they are asked again.
+    (run.path / "effects" / "first-order.safetensors").unlink()
+    assert search(run, model, pictures(), settings) == findings
+    assert (run.path / "effects" / "first-order.safetensors").exists()
+
+
+def test_without_gradients_only_who_is_unstable_in_any_case_is_left_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody has measured counts as small: of most images, all but a few effects."""
+    model = problems.tiny_model()
+    monkeypatch.setattr(screened_sweep, "has_gradients", lambda _: False)
+    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: None)
+    before, effects = effects_of_all(model)
+    threshold = float(np.quantile(np.abs(effects), 0.9))
+    unstable = unstable_images(effects, threshold, 0.1)
+    first = list(stages(before, "softmax", run.config.seed).images(0))
+    settings = SETTINGS.model_copy(update={"unstable_threshold": threshold, "unstable_max_share": 0.1})
+    assert 0 < unstable[first].sum() <= search(run, model, pictures(), settings).unstable < unstable.sum()
+
+
+def test_gradients_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = problems.tiny_model()
+    found = discover(model, pictures(), SETTINGS)
+    each = 1 << 20
+    monkeypatch.setattr(first_order, "used_memory", lambda _: 5 * each)
+    monkeypatch.setattr(first_order, "peak_memory", lambda _: 6 * each)
+    monkeypatch.setattr(first_order, "available_memory", lambda _: 9 * each)
+
+    def fit(memory: int | None) -> int:
+        return first_order.images_at_once(model, found.space, found.styles, SETTINGS, "softmax", memory)
+
+    assert [fit(number * each) for number in (1, 3, 7, 8, 100)] == [1, 2, 4, 8, 8]
+    assert fit(None) == 4, "half of what is free"
+    with pytest.raises(ConfigError, match=r"memory is 0 MiB.*one image take 1 MiB.*--memory"):
+        fit(each - 1)
+
+
+def test_a_search_that_goes_on_keeps_the_images_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = problems.tiny_model()
+    asked: list[Any] = []
+    monkeypatch.setattr(screened_sweep, "images_at_once", lambda *told: asked.append(told[-1]) or 3)
+    held: list[int] = []
+    effects = first_order.first_order_effects
+
+    def watched(model: Any, space: Any, styles: torch.Tensor, *more: Any) -> npt.NDArray[np.float32]:
+        held.append(len(styles))
+        if len(held) == 5:
+            raise KeyboardInterrupt
+        return effects(model, space, styles, *more)
+
+    monkeypatch.setattr(first_order, "first_order_effects", watched)
+    with pytest.raises(KeyboardInterrupt):
+        search(run, model, pictures(), SETTINGS, memory=10 << 30)
+    search(run, model, pictures(), SETTINGS, memory=9 << 30)
+    assert asked == [10 << 30], "asked once, within the memory given"
+    assert held == [3] * 5 + [3] * 26 + [2]

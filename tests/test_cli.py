@@ -249,6 +249,20 @@ def test_what_code_of_the_user_prints_stays_out_of_the_json(
     assert "hello from a factory" in found.err
 
 
+def test_a_screened_search_says_how_sure_it_is(
+    stylex: Any, run_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stylex.attfind.screening.FIRST_IMAGES", 2)
+    monkeypatch.setattr("stylex.attfind.screening.ENOUGH_IMAGES", 1)
+    command = ["attfind", run_path, "--images", "4", "--screened", *CPU]
+    found = check(stylex(*command, "--json"), "stylex attfind")
+    assert found["screening"]
+    assert found["confidence"] == min(each["sure"] for each in found["screening"] if each["sure"] is not None)
+    assert read_json(run_path / "attributes.json")["confidence"] == found["confidence"]
+    assert f"screened search: confidence {found['confidence']:.1%}" in stylex(*command).out
+    assert "confidence" not in stylex(*[*command[: -len(CPU)], "--exact", *CPU]).out
+
+
 def test_missing_stages(stylex: Any, run_path: Path) -> None:
     for verb in ("evaluate", "report"):
         bad = stylex(verb, run_path, *CPU)

@@ -10,12 +10,13 @@ import pytest
 import problems
 import training_problems
 from stylex.attfind import Attribute, search
+from stylex.attfind.attributes import ScreenedStage
 from stylex.data import Dataset, load_dataset
 from stylex.errors import RunError
 from stylex.evaluation.measure import TestImages, identify, prepare
 from stylex.evaluation.stage import evaluate_run, is_evaluated, load_evaluation
 from stylex.explainer import Explainer, open_explainer
-from stylex.report.compose import Amounts, compose, write_report
+from stylex.report.compose import Amounts, _facts, compose, write_report
 from stylex.report.content import Curve
 from stylex.report.html import render_html
 
@@ -60,6 +61,19 @@ def test_a_report_from_a_run(explained: tuple[Explainer, Dataset, TestImages]) -
                 assert pair.probability_before <= 0.5
     assert any(section.attributes[0].pairs for section in content.targets)
     assert content.provenance["data sha256"] == data.fingerprint
+
+
+def test_a_report_says_how_sure_a_screened_search_was(
+    explained: tuple[Explainer, Dataset, TestImages],
+) -> None:
+    explainer, _, _ = explained
+    assert "screened" not in _facts(explainer, None, {"images": 3})["Search"]
+    stages = (ScreenedStage(80, True, 40, None), ScreenedStage(16, False, 20, 0.994))
+    settings = explainer.findings.settings.model_copy(update={"sweep": "screened"})
+    findings = dataclasses.replace(explainer.findings, settings=settings, screening=stages)
+    screened = Explainer(explainer.run, explainer.model, explainer.discovery, findings)
+    said = _facts(screened, None, {"images": 3})["Search"]
+    assert said.endswith("screened out on part of them (confidence 99.4%)")
 
 
 def test_attributes_that_do_the_same_are_shown_once(

@@ -11,25 +11,14 @@ images if it explains those that are left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from stylex.attfind.attributes import in_class, sought
+from stylex.attfind.attributes import in_class
 from stylex.attfind.effects import Activation
 from stylex.config import AttFindSettings
-from stylex.model import Model
-from stylex.networks import Synthesis
-from stylex.stylespace import StyleSpace
-
-LIKELY_SHARE = 0.125
-LIKELY_LEAST = 240
-LIKELY_EACH = 12
-"""Changes towards a class that the first stage measures, the largest by first-order effect on the mean: the
-most of a share of the coordinates, a number, and so many for each attribute wanted."""
 
 FIRST_IMAGES = 8
 """Of each class, in the first stage."""
@@ -51,9 +40,6 @@ SPARE = 1.5
 
 ENOUGH_IMAGES = 4
 """Images that a target must have in a part of the images for anything to be given up for it."""
-
-STRONGEST = 3
-"""First-order effects of each image that count."""
 
 FEWEST_IMAGES = 100
 """With no more than that, everything is measured on all where nobody asked for anything."""
@@ -99,109 +85,6 @@ def stages(before: npt.NDArray[np.float32], activation: Activation, seed: int) -
         ends.append(size)
         size *= GROWTH
     return Stages(tuple(order.tolist()), (*ends, number))
-
-
-@dataclass(frozen=True)
-class FirstOrder:
-    """What first-order effects of all images say.
-
-    Attributes:
-        likely: changes [2, S] among the largest on the mean, or of several images.
-        strongest: of these, the changes among the largest of several images.
-        unstable: images [N] of which more than the allowed share of effects is large; None: not asked for.
-    """
-
-    likely: BoolArray
-    strongest: BoolArray
-    unstable: BoolArray | None
-
-
-def first_order(
-    model: Model,
-    space: StyleSpace,
-    styles: Tensor,
-    before: npt.NDArray[np.float32],
-    settings: AttFindSettings,
-    activation: Activation,
-) -> FirstOrder | None:
-    """Effects as they would be if log-odds were linear in styles, of all images; None without gradients.
-
-    A change is likely to be selected for a target where its positive effect is among the largest on the mean
-    over the stable images of other classes, or among the three strongest of two of them or one in a hundred.
-    One backward pass for each class and batch of images; what is held does not grow with the images.
-
-    Args:
-        styles: [N, T].
-        before: logits [N, K] of these images.
-    """
-    if not model.classifier.differentiable or not isinstance(model.generator.synthesis, Synthesis):
-        return None
-    targets = sought(before, activation)
-    changes = 2 * space.size
-    sums = np.zeros((before.shape[1], changes))
-    counts = np.zeros((before.shape[1], changes), np.int64)
-    unstable = None if settings.unstable_threshold is None else np.zeros(len(before), bool)
-    size = 8
-    for first in range(0, len(styles), size):
-        rows = slice(first, first + size)
-        effects = first_order_effects(model, space, styles[rows], activation, settings.shift, settings.effect)
-        steady = np.ones(len(effects), bool)
-        if unstable is not None and settings.unstable_threshold is not None:
-            large = (np.abs(effects) > settings.unstable_threshold).reshape(len(effects), -1)
-            unstable[rows] = large.mean(axis=1) > settings.unstable_max_share
-            steady = ~unstable[rows]
-        for target in targets:
-            others = ~in_class(before[rows], target, activation) & steady
-            gains = np.maximum(effects[others, :, :, target], 0).reshape(-1, changes)
-            sums[target] += gains.sum(axis=0)
-            top = np.argpartition(-gains, min(STRONGEST, changes) - 1, axis=1)[:, :STRONGEST]
-            np.add.at(counts[target], top[np.take_along_axis(gains, top, axis=1) > 0], 1)
-    strongest: BoolArray = np.asarray((counts >= _needed(len(before))).any(axis=0))
-    likely = strongest.copy()
-    for target in targets:
-        most = max(LIKELY_LEAST, LIKELY_EACH * settings.count, int(LIKELY_SHARE * space.size))
-        largest = np.argsort(-sums[target], kind="stable")[:most]
-        likely[largest[sums[target][largest] > 0]] = True
-    return FirstOrder(likely.reshape(2, -1), strongest.reshape(2, -1), unstable)
-
-
-def _needed(images: int) -> int:
-    """Images of which a change must be among the strongest: two, or one of a hundred."""
-    return max(2, images // 100)
-
-
-def first_order_effects(
-    model: Model,
-    space: StyleSpace,
-    styles: Tensor,
-    activation: Activation,
-    shift: float,
-    effect: Literal["log_odds", "logits"] = "log_odds",
-) -> npt.NDArray[np.float32]:
-    """[n, 2, S, K]: the gradient of the log-odds (or logits) times the way to each end of the range."""
-    part = styles.to(model.hardware.device).clone().requires_grad_(True)
-    with torch.enable_grad():
-        images = model.generator.synthesis(part, model.noise)
-        odds = model.classifier(images.clamp(-1, 1))
-        if effect == "log_odds":
-            odds = _log_odds(odds, activation)
-        slopes = [
-            torch.autograd.grad(odds[:, k].sum(), part, retain_graph=True)[0] for k in range(odds.shape[1])
-        ]
-    values = space.searchable(part.detach())
-    ends = torch.stack([space.low, space.high])
-    ways = shift * (ends[None] - values[:, None])  # [n, 2, S]
-    each = [ways * space.searchable(slope)[:, None] for slope in slopes]
-    found: npt.NDArray[np.float32] = torch.stack(each, dim=-1).float().cpu().numpy()
-    return found
-
-
-def _log_odds(logits: Tensor, activation: Activation) -> Tensor:
-    if activation == "sigmoid":
-        return logits
-    others = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
-    rest = logits[:, None, :].masked_fill(others, -torch.inf).logsumexp(dim=2)
-    return logits - rest
 
 
 def survivors(
@@ -339,7 +222,7 @@ class Left:
         changes: mask [2, S].
         sure: see `survivors`; None where first-order effects decided, or everything stays.
         protected: changes [2, S] that first-order effects keep in.
-        unstable: images [N] that are left out, by their first-order effects.
+        unstable: images [N] that are left out, as far as was known.
     """
 
     images: int

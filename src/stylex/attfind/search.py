@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,8 +23,8 @@ from stylex.attfind.likeness import mark_repeats
 from stylex.attfind.measuring import OnProgress, measure
 from stylex.attfind.names import with_names_of
 from stylex.attfind.pairs import find_pairs, save_pairs
-from stylex.attfind.screened_sweep import screened_sweep
-from stylex.attfind.shards import Record, Shards
+from stylex.attfind.screened_sweep import screened_stages, screened_sweep
+from stylex.attfind.shards import Record, ScreenedShards, Shards
 from stylex.attfind.sweep import OnChanges
 from stylex.attfind.sweep_request import kept_shards, settle, sweep_key, sweep_keys
 from stylex.config import AttFindSettings
@@ -58,7 +59,7 @@ def search(
     Args:
         on_progress: called after every image, with images done and images in all.
         on_changes: called after every batch with the number of changes that it measured.
-        memory: bytes that the sweep may take; by default half of what is free.
+        memory: bytes that the sweep (and gradients before it) may take; by default half of what is free.
         world: the processes that share the images; the first one alone needs `images`, and writes.
         one_vs_one: also find those from every class to every other, into pairs.json (see `pairs`).
 
@@ -72,7 +73,7 @@ def search(
         folder = run.path / "effects"
         settings = world.from_first(partial(settle, folder, model, found, settings, one_vs_one))
         key = sweep_key(model, found, settings)
-        unstable: npt.NDArray[np.bool_] | None = None
+        screened: ScreenedShards | None = None
         measured = partial(
             measure,
             model=model,
@@ -86,22 +87,27 @@ def search(
             on_changes=on_changes,
         )
         if settings.sweep == "screened":
-            screened = screened_sweep(folder, key, found, model, settings, run.config.seed, world, measured)
-            shards: Shards = screened
-            unstable = screened.unstable
+            shards: Shards = (
+                screened := screened_sweep(
+                    folder, key, found, model, settings, run.config.seed, world, measured, memory
+                )
+            )
         else:
             shards = Shards(folder, key, found.logits, found.space.size, settings.stored)
             measured(shards)
 
     def kept() -> Findings:
+        unstable = None if screened is None else screened.unstable
         findings = _selected(run, model, found, shards, settings, unstable)
+        if screened is not None:
+            findings = replace(findings, screening=screened_stages(screened))
         findings = mark_repeats(model, found.space, found.styles, found.logits, findings)
         findings = _with_earlier_names(run, model, findings)
         save_discovery(run, found, model, findings)
         save_findings(run, findings)
         if one_vs_one:
             before, activation = found.logits.numpy(), model.classifier.activation
-            pairs = find_pairs(before, shards, found.space, model.class_names, settings, activation)
+            pairs = find_pairs(before, shards, found.space, model.class_names, settings, activation, run.path)
             save_pairs(run, pairs, fingerprint(findings))
         return findings
 

@@ -150,8 +150,8 @@ class ScreenedShards(Shards):
         plan: which images are measured in which stage.
         name: what the files' names begin with.
 
-    `unstable`: images [N] that selection leaves out, once that is known: the share of all effects that are
-    large cannot be told from the few that are measured. `more`: other changes that were measured on all
+    `unstable`: images [N] that selection leaves out, once that is known; it takes more than the effects that
+    are measured. `more`: other changes that were measured on all
     images, and show too.
     """
 
@@ -227,25 +227,21 @@ class ScreenedShards(Shards):
         whole.flatten(1, 2)[:, torch.from_numpy(chosen)] = found
         return whole
 
-    def measured(self, stage: int) -> tuple[list[int], npt.NDArray[np.float32]]:
-        """Images up to and with a stage, and logits [n, M, K] for the M changes that it measures.
+    def held(self, number: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+        """Flat numbers of the m changes that a file holds, and their logits [n, m, K].
 
         Raises:
-            RunError: a file is missing or damaged.
+            RunError: it is missing or damaged.
         """
-        wanted = np.flatnonzero(self._open[stage].ravel())
-        images: list[int] = []
-        found: list[Tensor] = []
-        for number, (of, held) in enumerate(self._parts):
-            if of > stage:
-                continue
-            chosen = self._changes(number)
-            logits = self._read(number, (len(chosen), self.shape[3]))
-            if logits is None:
-                raise self._gone(number)
-            found.append(logits[:, torch.from_numpy(np.searchsorted(chosen, wanted))])
-            images += held
-        return images, torch.cat(found).numpy()
+        chosen = self._changes(number)
+        logits = self._read(number, (len(chosen), self.shape[3]))
+        if logits is None:
+            raise self._gone(number)
+        return chosen, logits.numpy()
+
+    def measured(self, stage: int) -> StageLogits:
+        """What has been measured up to and with a stage, for the changes that it measures."""
+        return StageLogits(self, stage)
 
     def __getitem__(self, block: slice) -> npt.NDArray[np.float32]:
         start, stop, _ = block.indices(self.shape[0])
@@ -263,6 +259,35 @@ class ScreenedShards(Shards):
             shown = self.more.open_changes(0)
             found[:, shown] = self.more[start:stop][:, shown]
         return found
+
+
+class StageLogits:
+    """Logits [n, 1, M, K] of the `images` up to a stage, for its M changes; read when they are sliced."""
+
+    def __init__(self, shards: ScreenedShards, stage: int) -> None:
+        self._shards = shards
+        self._wanted = np.flatnonzero(shards.open_changes(stage).ravel())
+        self._numbers = [number for each in range(stage + 1) for number in shards.numbers(each)]
+        self.images = [image for number in self._numbers for image in shards.images(number)]
+        self.shape = (len(self.images), 1, len(self._wanted), shards.shape[3])
+
+    def __getitem__(self, block: slice) -> npt.NDArray[np.float32]:
+        """Logits of consecutive ones of `images`.
+
+        Raises:
+            RunError: a file is missing or damaged.
+        """
+        start, stop, _ = block.indices(self.shape[0])
+        found = [np.empty((0, *self.shape[2:]), np.float32)]
+        first = 0
+        for number in self._numbers:
+            last = first + len(self._shards.images(number))
+            if first < stop and last > start:
+                chosen, logits = self._shards.held(number)
+                rows = logits[max(start - first, 0) : stop - first]
+                found.append(rows[:, np.searchsorted(chosen, self._wanted)])
+            first = last
+        return np.concatenate(found)[:, None]
 
 
 class Record:

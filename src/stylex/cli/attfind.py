@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -62,7 +62,6 @@ def attfind(
 ) -> None:
     """Measure the effect of every style coordinate and rank the attributes for every class."""
     from stylex.attfind.batches import parse_memory
-    from stylex.attfind.screened_sweep import screening_notes
 
     run = Run.open(path)
     sweep = None if exact is None else "exact" if exact else "screened"
@@ -77,14 +76,12 @@ def attfind(
         with run.locked() if world.first else nullcontext():
             findings = _search(run, hardware, chosen_settings, data, most, world, one_vs_one)
     if world.first:
-        notes = screening_notes(run) if findings.settings.sweep == "screened" else ()
         pairs = named_pairs(load_pairs(run, fingerprint(findings)), findings) if one_vs_one else {}
-        lines = [describe(findings), *describe_pairs(pairs), *(_about(note, findings) for note in notes)]
+        lines = [describe(findings), *describe_pairs(pairs), *describe_screening(findings)]
         content = {
             "run": str(path),
             **findings.to_json(),
             "pairs": pairs_to_json(pairs),
-            "screening": list(notes),
         }
         result(as_json, content, "\n".join(lines))
 
@@ -130,13 +127,19 @@ def _search(
         )
 
 
-def _about(note: Mapping[str, Any], findings: Findings) -> str:
-    how = "first-order effects" if note["first_order"] else "effects"
-    sure = "" if note["sure"] is None else f", {note['sure']:.1%} sure"
-    return (
-        f"  screened by {how} on {note['images']} images: {note['changes_left']} of "
-        f"{2 * findings.coordinates} changes left{sure}"
-    )
+def describe_screening(findings: Findings) -> list[str]:
+    """How a screened search went as lines of text, its confidence last; none for an exact one."""
+    lines = []
+    for stage in findings.screening:
+        how = "first-order effects" if stage.first_order else "effects"
+        sure = "" if stage.sure is None else f", {stage.sure:.1%} sure"
+        lines.append(
+            f"  screened by {how} on {stage.images} images: {stage.changes_left} of "
+            f"{2 * findings.coordinates} changes left{sure}"
+        )
+    if findings.confidence is not None:
+        lines.append(f"screened search: confidence {findings.confidence:.1%}")
+    return lines
 
 
 def describe(findings: Findings, most: int = 10) -> str:

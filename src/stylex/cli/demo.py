@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from stylex.cli.attfind import describe as describe_attributes
+from stylex.cli.attfind import describe_screening
 from stylex.cli.evaluate import describe as describe_evaluation
 from stylex.cli.output import AsJson, Device, PrecisionName, Threads, choose_hardware, note, result
 
@@ -55,6 +56,7 @@ def demo(
     text = "\n".join(
         [
             describe_attributes(findings, most=5),
+            *describe_screening(findings),
             describe_evaluation(evaluation),
             "",
             f"report: {file.resolve()}",

@@ -195,11 +195,17 @@ def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, 
         "searchable style coordinates",
         "Search": f"{settings.method} selection on {explainer.findings.images} discovery images "
         f"({explainer.findings.unstable} left out as unstable), "
-        f"effects on {settings.effect.replace('_', '-')}"
-        + (", most coordinates screened out on part of them" if settings.sweep == "screened" else ""),
+        f"effects on {settings.effect.replace('_', '-')}" + _screened(explainer.findings),
         "Test": f"{evaluation['images']} images that neither training nor discovery saw; "
         "coordinates go to the ends of the range seen in discovery",
     }
+
+
+def _screened(findings: Findings) -> str:
+    if findings.settings.sweep != "screened":
+        return ""
+    sure = "" if findings.confidence is None else f" (confidence {findings.confidence:.1%})"
+    return f", most coordinates screened out on part of them{sure}"
 
 
 def _warnings(evaluation: Mapping[str, Any], findings: Findings) -> tuple[str, ...]:
