@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from stylex.errors import ConfigError
 from stylex.explainer import demo_folder
 from stylex.hardware import Hardware
 from stylex.model import Model, load_model
-from stylex.networks import Synthesis
+from stylex.networks import Synthesis, winograd
 from stylex.run import Run
 from stylex.stylespace import StyleSpace
 
@@ -89,6 +91,50 @@ def test_a_sweep_follows_weights_that_have_changed_since_the_last_one() -> None:
     for layer in layers:
         layer.weight = torch.nn.Parameter(torch.randn_like(layer.weight))
     agree()
+
+
+@pytest.mark.parametrize("noise", ["random", "none"])
+def test_wide_layers_that_are_convolved_by_tiles_agree_with_the_slow_sweep(
+    noise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 192 channels on a batch is done by tiles; the reference has one image of 16 px, too few pixels."""
+    torch.manual_seed(0)
+    model = problems.tiny_model("fast", [f"training.noise={noise}"])
+    synthesis = Synthesis(16, {4: 8, 8: 8, 16: winograd.LEAST_CHANNELS}).requires_grad_(False)
+    for module in synthesis.layers:
+        if hasattr(module, "noise_strength"):
+            module.noise_strength.fill_(0.1)
+    model.generator.synthesis = synthesis
+    styles = 1 + 0.3 * torch.randn(1, synthesis.style_size)
+    both = StyleSpace.from_styles(synthesis.layout, torch.cat([styles - 1, styles + 2]))
+    values = both.searchable(styles)[0]
+    number = torch.arange(both.size)
+    few = (number < 40) & (number % 3 == 0)  # of every layer some; the last one is wide
+    space = StyleSpace(synthesis.layout, both.low.where(few, values), both.high.where(few, values))
+    tiles: list[int] = []
+    outputs = winograd.outputs
+
+    def counted(images: torch.Tensor, *more: Any) -> torch.Tensor:
+        tiles.append(len(images))
+        return outputs(images, *more)
+
+    monkeypatch.setattr(winograd, "outputs", counted)
+    before = model.classify(model.synthesise(styles))
+    slow = before.repeat(2, space.size, 1)
+    for direction in (0, 1):
+        for coordinate in few.nonzero()[:, 0].tolist():
+            moved = space.shift(styles, [(direction, coordinate)])
+            slow[direction, coordinate] = model.classify(model.synthesise(moved))[0]
+    assert not tiles
+    assert ((slow - before)[:, few].abs().amax(dim=(0, 2)) > 1e-3).all(), "else it would show nothing"
+    fast = sweep(model, space, styles, batch_size=17)[0]
+    assert tiles
+    assert min(tiles) >= 16
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
+    tiles.clear()
+    joined = sweep(model, space, styles, batch_size=32, wanted=few.expand(2, -1))[0]
+    assert tiles
+    torch.testing.assert_close(joined, slow, rtol=0, atol=1e-4)
 
 
 def test_shift_reaches_the_sweep() -> None:

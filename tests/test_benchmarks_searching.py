@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,25 @@ def test_rates_are_put_together_from_layers(tiny: Any, monkeypatch: pytest.Monke
     assert work["sweep"] < work["batches"] == work["one at a time"]
     assert size.speedup is None
     json.dumps(found.to_json(), allow_nan=False)
-    spared = ScreenedResult(images=2, changes=8, measured=4, seconds=0.5)
+    spared = ScreenedResult(
+        images=2,
+        changes=8,
+        measured=4,
+        seconds=0.5,
+        flops=1e12,
+        convolution_peak_flops=8e12,
+        peak_memory_bytes=5,
+    )
+    assert spared.to_json() == {
+        "images": 2,
+        "changes": 8,
+        "measured": 4,
+        "seconds": 0.5,
+        "evaluations_per_second": 16,
+        "tflops": 2,
+        "share_of_convolution_peak": 0.25,
+        "peak_memory_bytes": 5,
+    }
     documentation.names_all(replace(found, screened=spared).to_json(), "bench attfind")
 
 
@@ -133,14 +152,40 @@ def test_a_screened_search_is_measured_whole() -> None:
     settings = AttFindSettings(images_per_class=40, count=2)
     found = discover(model, training_problems.images(120), settings)
     told: list[int] = []
-    result = bench_screened(model, found, settings, 0, lambda done, total: told.append(done))
+    each = np.arange(found.space.size) + 1.0
+    result = bench_screened(
+        model,
+        found,
+        settings,
+        0,
+        image_flops=1e12,
+        change_flops=each,
+        convolution_peak_flops=1e12,
+        on_progress=lambda done, total: told.append(done),
+    )
     assert result.images == len(found.styles) > 40
     assert result.changes == 2 * found.space.size * result.images
     first = 8 * 2 * 2 * found.space.size  # eight images of either class have everything measured
     assert first < result.measured <= result.changes
     assert max(told) == result.images
+    there_and_back = 3e12 * result.images  # for two classes
+    assert result.measured < result.flops - there_and_back < found.space.size * result.measured
+    assert result.peak_memory_bytes > 0
     assert result.evaluations_per_second == pytest.approx(result.changes / result.seconds)
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_a_screened_search_is_told_what_changes_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = searching.SizeResult("shipped", 544, 1, 1, 8, 5e11, {}, None)
+    monkeypatch.setattr(searching, "_measure", lambda *_: size)
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(searching, "bench_screened", lambda *_, **more: told.update(more))
+    searching.bench_attfind(CPU, sizes=("shipped",), rounds=1)
+    assert told["convolution_peak_flops"] == 5e11
+    each = told["change_flops"]
+    assert each.shape == (544,)
+    assert told["image_flops"] > each[0] > each[-1] > 0
+    assert (np.diff(each) <= 0).all(), "the later the layer, the less lies behind it"
 
 
 def test_the_sizes_are_the_published_ones() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -165,7 +166,18 @@ def bench_attfind(
     if screened and "shipped" in sizes:
         run = Run.open(demo_folder())
         model = load_model(run, hardware)
-        spared = bench_screened(model, load_discovery(run, model), run.config.attfind, run.config.seed)
+        discovery = load_discovery(run, model)
+        layers = _layers(model, discovery.space, 2, None)
+        whole, behind = _flops(model, discovery.styles[:1], layers)
+        spared = bench_screened(
+            model,
+            discovery,
+            run.config.attfind,
+            run.config.seed,
+            image_flops=whole,
+            change_flops=np.repeat(behind, [layer.changes // 2 for layer in layers]),
+            convolution_peak_flops=found[sizes.index("shipped")].convolution_peak_flops,
+        )
     return AttFindBenchmark(describe(hardware), rounds, found, spared)
 
 

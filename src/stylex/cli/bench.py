@@ -179,7 +179,9 @@ def attfind(
         lines.append(
             f"screened, {whole.images} images of the shipped model: {whole.seconds:.0f} s, with all that "
             f"belongs to it, {whole.measured / whole.changes:.0%} of the changes measured; an exact search "
-            f"would need {whole.evaluations_per_second:.0f} evaluations/s to be as fast"
+            f"would need {whole.evaluations_per_second:.0f} evaluations/s to be as fast; "
+            f"{whole.flops_per_second / 1e12:.2f} TFLOP/s ({whole.share_of_convolution_peak:.0%}), "
+            f"{whole.peak_memory_bytes / 2**20:.0f} MiB"
         )
     result(as_json, found.to_json(), "\n".join(lines))
 
