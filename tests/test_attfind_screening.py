@@ -14,7 +14,15 @@ import torch
 
 import problems
 import training_problems
-from stylex.attfind import first_order, load_discovery, load_findings, screened_sweep, search, sweep_request
+from stylex.attfind import (
+    class_effects,
+    first_order,
+    load_discovery,
+    load_findings,
+    screened_sweep,
+    search,
+    sweep_request,
+)
 from stylex.attfind.attributes import select
 from stylex.attfind.discovery import Discovery, discover
 from stylex.attfind.effects import log_odds_effects
@@ -243,19 +251,23 @@ def test_the_same_attributes_from_less_work(
     assert (whole.screening, whole.confidence) == ((), None)
 
 
-def test_a_killed_screened_search_goes_on(run: Run, tmp_path: Path) -> None:
+def test_a_screened_search_that_was_broken_off_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the effects that stages are judged by lie in files, a few images read at a time."""
     model = problems.tiny_model()
     other = training_problems.make_run(tmp_path / "other", "fast")
     whole = search(other, model, pictures(), SETTINGS)
-    for at in (6, 30, 75):
+    monkeypatch.setattr(class_effects, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(class_effects, "BLOCK_ENTRIES", 8000)
 
-        def kill(done: int, total: int, at: int = at) -> None:
-            assert total == 80
-            if done == at:
-                raise KeyboardInterrupt
+    def kill(done: int, total: int) -> None:
+        assert total == 80
+        if done == 30:
+            raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            search(run, model, pictures(), SETTINGS, kill)
+    with pytest.raises(KeyboardInterrupt):
+        search(run, model, pictures(), SETTINGS, kill)
     seen: list[int] = []
     assert search(run, model, pictures(), SETTINGS, lambda done, total: seen.append(done)) == whole
     assert seen[-1] == 80

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,17 @@ import torch.nn.functional as F
 import problems
 import training_problems
 from stylex import fused
-from stylex.attfind import folded, sweep, sweep_in_batches, sweep_slowly
+from stylex.attfind import (
+    folded,
+    load_discovery,
+    load_findings,
+    sweep,
+    sweep_in_batches,
+    sweep_slowly,
+)
+from stylex.attfind.attributes import select
 from stylex.attfind.batches import CANDIDATES, choose_batch, parse_memory
+from stylex.attfind.effects import log_odds_effects
 from stylex.attfind.folded import FoldedSynthesis
 from stylex.attfind.sweep import rows_of, sweep_image
 from stylex.errors import ConfigError
@@ -230,29 +240,55 @@ def shipped(dtype: torch.dtype) -> Model:
     return load_model(Run.open(demo_folder()), Hardware(torch.device("cpu"), dtype, 1, "for tests"))
 
 
-def test_bf16_finds_the_strongest_coordinates_that_fp32_finds_on_the_shipped_model() -> None:
-    from stylex.attfind import load_discovery
+def test_the_sweep_of_the_shipped_model_equals_the_whole_synthesis() -> None:
+    model = shipped(torch.float32)
+    found = load_discovery(Run.open(demo_folder()), model)
+    styles = found.styles[:1]
+    after = sweep(model, found.space, styles)
+    for direction, coordinate in [(0, 0), (1, 100), (0, 300), (1, 500), (1, 543)]:
+        moved = found.space.shift(styles, [(direction, coordinate)])
+        expected = model.classify(model.synthesise(moved))
+        torch.testing.assert_close(after[:, direction, coordinate], expected, rtol=0, atol=1e-4)
 
-    found = load_discovery(Run.open(demo_folder()), shipped(torch.float32))
-    strongest = []
-    for dtype in (torch.float32, torch.bfloat16):
-        model = shipped(dtype)
-        styles = found.styles[:2]
-        after = sweep(model, found.space, styles)
-        odds = after[..., 1] - after[..., 0]
-        strongest.append(odds.mean(dim=0))
-        if dtype == torch.float32:
-            first = [(0, 0), (1, 100), (0, 300), (1, 500), (1, 543)]
-            for direction, coordinate in first:  # the whole synthesis, for some
-                moved = found.space.shift(styles, [(direction, coordinate)])
-                expected = model.classify(model.synthesise(moved))
-                torch.testing.assert_close(after[:, direction, coordinate], expected, rtol=0, atol=1e-4)
-    for largest in (True, False):
-        exact, half = ((odds if largest else -odds).flatten() for odds in strongest)
-        assert (exact - half).abs().max() < 0.05
-        best, found_best = exact.topk(10), half.topk(10)
-        assert len(set(best.indices.tolist()) & set(found_best.indices.tolist())) >= 9
-        assert exact[found_best.indices].min() > best.values.min() - 0.02, "only near ties may change places"
+
+def test_bf16_finds_the_ten_attributes_that_fp32_finds_on_the_shipped_model() -> None:
+    """By their mean effects on three images of either class, of all changes that the model's search ranked.
+
+    On these the tenth leads the eleventh by more than bf16 is wrong; on others, however many, they can be as
+    good as equal. Greedy selection asks whether an image is explained: one at that limit can turn a pick.
+    """
+    run = Run.open(demo_folder())
+    found = load_discovery(run, shipped(torch.float32))
+    wanted = torch.zeros(2, found.space.size, dtype=torch.bool)
+    for entries in load_findings(run).attributes.values():
+        for entry in entries:
+            wanted[entry.direction, entry.coordinate] = True
+    assert wanted.sum() > 35
+    closed = int((~wanted).all(dim=0).nonzero()[0])
+    classes = found.logits.argmax(dim=1)
+    images = torch.cat([(classes == k).nonzero()[:3, 0] for k in (0, 1)])
+    exact, half = (
+        log_odds_effects(after[:, 0, closed], after)
+        for after in (
+            sweep(shipped(dtype), found.space, found.styles[images], batch_size=48, wanted=wanted).numpy()
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+    )
+    assert np.abs(half - exact).max() < 0.05
+    for target in (0, 1):
+        others = (classes[images] != target).numpy()
+        right, rounded = (
+            np.maximum(effects[others, :, :, target], 0).mean(axis=0).ravel() for effects in (exact, half)
+        )
+        order = np.argsort(-right)
+        error = np.abs(rounded - right)[order[6:16]].max()
+        assert right[order[9]] - right[order[10]] > error, "else it would be luck"
+        assert set(np.argsort(-rounded)[:10]) == set(order[:10])
+        picks = [
+            select(effects, target, problems.everything(count=10), others, None) for effects in (exact, half)
+        ]
+        assert picks[0][:3] == picks[1][:3]
+        assert len(set(picks[0]) & set(picks[1])) >= 9
 
 
 @pytest.mark.parametrize("slope", [0.2, 0.0])
