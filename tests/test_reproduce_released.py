@@ -203,7 +203,7 @@ def test_what_was_made_of_other_arguments_is_not_figure_3(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys.modules["stylex.attfind.search"], "SAMPLED_POOL", 40)
+    monkeypatch.setattr("stylex.attfind.discovery.SAMPLED_POOL", 40)
     model, home = tmp_path / "model", tmp_path / "home"
     shutil.copytree(measured[0], model)
     (model / "examples_1.tfrecord").unlink()
