@@ -20,7 +20,11 @@ from stylex.training.stability import Stability
 
 TINY = tuple(
     setting
-    for setting in (*training_problems.TINY, "loss.perceptual_network=classifier")
+    for setting in (
+        *training_problems.TINY,
+        "loss.perceptual_network=classifier",
+        "training.learning_rate=0.001",  # so few images of noise are no training: nothing may collapse
+    )
     if not setting.startswith(("training.total_kimg", "loss.adversarial"))
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.decomposition import FastICA
 
+from stylex.errors import DataError
 from stylex.networks.evidence import MAP_SIZE
 from stylex.training import causes as finding
 from stylex.training.causes import Causes, find_causes, separated
@@ -116,17 +118,69 @@ def test_compactness_decides_where_independence_cannot() -> None:
     assert separated(white[:, :1], maps[:1], random)[0].tolist() == [[1.0]]
 
 
-def test_the_search_says_when_it_starts_and_ends_when_asked_to() -> None:
+def test_the_search_ends_when_asked_to_in_the_middle_of_a_start() -> None:
     random = np.random.default_rng(0)
-    starts: list[int] = []
+    sweeps: list[int] = []
 
-    def on_start() -> None:
-        starts.append(1)
-        if len(starts) == 2:
+    def on_sweep() -> None:
+        sweeps.append(1)
+        if len(sweeps) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        separated(random.normal(size=(50, 3)), np.eye(3), random, on_start)
+        separated(random.normal(size=(500, 4)), np.eye(4), random, on_sweep)
+
+
+def test_pairs_that_nothing_moved_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    white = random.normal(size=(4000, 6))
+    tried: list[bool] = []
+    turn = finding._best_turn
+
+    def counting(*arguments: Any) -> Any:
+        found = turn(*arguments)
+        tried.append(found is not None)
+        return found
+
+    monkeypatch.setattr(finding, "_best_turn", counting)
+    finding._searched(white, np.eye(6), (1.0, 0.0), None, None)
+    assert not any(tried[-5:]), "ended where nothing turns any more"
+    assert sum(tried) > 0
+    assert len(tried) <= 15 + 9 * sum(tried), "each turn of two of six makes nine pairs new at most"
+
+
+def test_three_classes_with_a_cause_each() -> None:
+    random = np.random.default_rng(2)
+    label = random.integers(0, 3, 3000)
+    causes = random.random((3000, 3)) < np.where(np.eye(3, dtype=bool)[label], 0.85, 0.1)
+    maps = random.normal(0, 0.02, (3000, 3, MAP_SIZE, MAP_SIZE))
+    for number in range(3):
+        maps[:, number, ROWS[number]] += causes[:, number, None, None]
+    log_odds = logit(np.clip(np.where(np.eye(3, dtype=bool)[label], 0.8, 0.1), 0.01, 0.99))
+    found = find_causes(maps.reshape(3000, -1), log_odds, "softmax", 12, 0)
+    components = values(found, maps.reshape(3000, -1))
+    for cause in causes.T.astype(float):
+        correlations = np.corrcoef(cause, components.T)[0, 1:]
+        assert correlations.max() > 0.95, "it speaks for its class"
+
+
+def test_maps_that_are_all_the_same_hold_no_causes() -> None:
+    with pytest.raises(DataError, match="no causes to find"):
+        find_causes(np.ones((10, 512)), np.zeros((10, 2)), "softmax", 8, 0)
+
+
+def test_fewer_components_are_no_better_for_agreeing_with_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    causes, log_odds = wizards(1000)
+    maps = maps_of(causes, (2.0, 2.0, 0.8))
+    found = finding._components
+
+    def contradicting(varying: FloatArray, *rest: Any) -> tuple[FloatArray, float]:
+        unmixing, _ = found(varying, *rest)
+        over_all = np.abs(varying - (maps - maps.mean(axis=0))).max() == 0
+        return (unmixing[:1], 1.0) if over_all else (unmixing, 0.5)
+
+    monkeypatch.setattr(finding, "_components", contradicting)
+    assert len(find_causes(maps, log_odds, "softmax", 8, 0).shares) == 3
 
 
 def test_classes_are_drawn_as_often_as_the_classifier_says() -> None:

@@ -59,7 +59,7 @@ def fitted() -> tuple[Evidence, EvidenceFit, ImageSet, np.ndarray]:
     classifier = Classifier(SpotClassifier(), class_names=("a", "b"), input_size=32)
     images, there = spots(512)
     evidence = Evidence(32, 2, 5)
-    fit = fit_evidence(evidence, images, classifier, CPU, 0, 12)
+    fit = fit_evidence(evidence, images, classifier, CPU, 0, 8)
     return evidence, fit, images, there
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
 from stylex.attfind.effects import Activation
+from stylex.errors import DataError
 from stylex.networks.evidence import MAP_SIZE
 from stylex.training.randomness import derive_seed
 
@@ -23,7 +25,8 @@ FELT = 0.1
 from which on it is taken too: the sum of two causes can hold all the log-odds, their difference nothing."""
 
 STARTS = 4
-"""Of the search for the rotation that separates causes; of the searches for what it is measured by, half."""
+"""Of the search for the rotation that separates causes; of the searches for what it is measured by, half. Of
+more than a dozen components half as many."""
 
 SEARCHED = 4000
 """Images, drawn, on which rotations are compared."""
@@ -34,8 +37,8 @@ SWEEPS = 30
 GAUSSIAN, GAUSSIAN_VARIANCE = 0.374567, 0.1898
 """Mean and variance of log cosh ν for a standard normal ν."""
 
-AGREED = 0.8
-"""How far independence and compactness must be reached together for classes to be held fixed."""
+AGREED, BETTER = 0.75, 0.1
+"""Agreement of independence and compactness below which classes are let go, if that gives so much more."""
 
 COHERENT = 0.5
 """Of a cause's evidence, how much is left of its absolute sum once places for and against have cancelled."""
@@ -45,7 +48,7 @@ TOGETHER = 0.03
 
 FloatArray = npt.NDArray[np.float64]
 
-_ANGLES = np.linspace(-np.pi / 4, np.pi / 4, 25)[:, None]
+_ANGLES = np.linspace(-np.pi / 4, np.pi / 4, 25, dtype=np.float32)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ def find_causes(
     activation: Activation,
     most: int,
     seed: int,
-    on_start: Callable[[], None] | None = None,
+    on_sweep: Callable[[], None] | None = None,
 ) -> Causes:
     """Causes in the maps of evidence of some images.
 
@@ -91,7 +94,10 @@ def find_causes(
         activation: with softmax an image is of one class, with sigmoid of any.
         most: causes, at most.
         seed: of the classes that are drawn and of the search.
-        on_start: called before every start of the search; what it raises ends it.
+        on_sweep: called before every sweep of the search; what it raises ends it.
+
+    Raises:
+        DataError: the maps are the same for all images.
     """
     outputs = maps.shape[1] // PLACES
     mean = maps.mean(axis=0)
@@ -101,10 +107,11 @@ def find_causes(
     total = np.maximum(np.sqrt(sums.var(axis=0)), 1e-12)
     random = np.random.default_rng(derive_seed(seed, "causes"))
     within = _within(centred, _drawn_classes(log_odds, activation, random))
-    unmixing, agreement = _components(within, centred, summing, most, random, on_start)
+    unmixing, agreement = _components(within, centred, summing, most, random, on_sweep)
     if agreement < AGREED:
-        over_all, better = _components(centred, centred, summing, most, random, on_start)
-        unmixing = over_all if better > agreement else unmixing
+        over_all, better = _components(centred, centred, summing, most, random, on_sweep)
+        if better > agreement + BETTER and len(over_all) >= len(unmixing):
+            unmixing = over_all
     unmixing = _merged(unmixing, centred, summing)
     components = centred @ unmixing.T
     contributions = np.linalg.lstsq(components, sums, rcond=None)[0]  # [n, L], log-odds for each deviation
@@ -127,14 +134,16 @@ def _components(
     summing: FloatArray,
     most: int,
     random: np.random.Generator,
-    on_start: Callable[[], None] | None,
+    on_sweep: Callable[[], None] | None,
 ) -> tuple[FloatArray, float]:
-    """Unmixing [n, L · 256] into components of what varies in `varying`, and `separated`'s agreement."""
+    """Unmixing [n, L · 256] into components of deviation 1, of what varies in `varying`; their agreement."""
     sums = centred @ summing
     total = np.maximum(np.sqrt(sums.var(axis=0)), 1e-12)
     variances, axes = np.linalg.eigh(varying.T @ varying / len(varying))
     variances, axes = variances[::-1], axes[:, ::-1]
-    most = min(most, int((variances > 1e-9 * variances[0]).sum()))
+    most = min(most, int((variances > max(1e-9 * variances[0], 1e-24)).sum()))
+    if not most:
+        raise DataError("local evidence is the same in all training images: there are no causes to find")
     moved = np.sqrt(variances[:most, None]) * (np.abs(axes[:, :most]).T @ summing) / total
     for count in range(1 + int(np.flatnonzero(moved.max(axis=1) >= FELT).max(initial=0)), most + 1):
         kept = axes[:, :count]
@@ -142,15 +151,16 @@ def _components(
             break
     whitening = axes[:, :count] / np.sqrt(variances[:count])  # [L · 256, n]
     some = random.permutation(len(varying))[:SEARCHED]
-    rotation, agreement = separated(varying[some] @ whitening, axes[:, :count].T, random, on_start)
-    return rotation @ whitening.T, agreement
+    rotation, agreement = separated(varying[some] @ whitening, axes[:, :count].T, random, on_sweep)
+    unmixing = rotation @ whitening.T
+    return unmixing / (centred @ unmixing.T).std(axis=0)[:, None], agreement
 
 
 def separated(
     white: FloatArray,
     maps: FloatArray,
     random: np.random.Generator,
-    on_start: Callable[[], None] | None = None,
+    on_sweep: Callable[[], None] | None = None,
 ) -> tuple[FloatArray, float]:
     """The rotation [n, n] to components that are independent and lie at few places; how far both are reached.
 
@@ -166,7 +176,7 @@ def separated(
         white: [N, n], of covariance 1.
         maps: [n, P], orthonormal, the map of each component.
         random: starts are drawn from it.
-        on_start: called before every start; what it raises ends the search.
+        on_sweep: called before every sweep over the pairs; what it raises ends the search.
 
     Returns:
         The rotation, and the mean of both shares, 0 to 1.
@@ -175,66 +185,82 @@ def separated(
         return np.eye(1), 1.0
 
     def best(weights: tuple[float, float], starts: int) -> tuple[FloatArray, float, float]:
-        found = []
-        for start in range(starts):
-            if on_start is not None:
-                on_start()
-            found.append(_searched(white, maps, weights, None if start == 0 else random))
+        found = [
+            _searched(white, maps, weights, None if start == 0 else random, on_sweep)
+            for start in range(starts)
+        ]
         return max(found, key=lambda each: weights[0] * each[1] + weights[1] * each[2])
 
+    starts = STARTS if white.shape[1] <= 12 else STARTS // 2
     by_chance = white.shape[1] * GAUSSIAN_VARIANCE / len(white)
-    independent = best((1, 0), STARTS // 2)[1] + 4 * by_chance
-    compact = best((0, 1), STARTS // 2)[2]
-    rotation, one, other = best((1 / independent, 1 / compact), STARTS)
-    return rotation, (one / independent + other / compact) / 2
+    independent = best((1, 0), starts // 2)[1] + 4 * by_chance
+    compact = best((0, 1), starts // 2)[2]
+    rotation, one, other = best((1 / independent, 1 / compact), starts)
+    return rotation, (min(1.0, one / independent) + min(1.0, other / compact)) / 2
 
 
 def _searched(
-    white: FloatArray, maps: FloatArray, weights: tuple[float, float], random: np.random.Generator | None
+    white: FloatArray,
+    maps: FloatArray,
+    weights: tuple[float, float],
+    random: np.random.Generator | None,
+    on_sweep: Callable[[], None] | None,
 ) -> tuple[FloatArray, float, float]:
     """A rotation that no turn of two components improves, its negentropy and its compactness."""
     count = white.shape[1]
     rotation = np.eye(count) if random is None else np.linalg.qr(random.normal(size=(count, count)))[0]
-    signals, places = rotation @ white.T, rotation @ maps * maps.shape[1] ** 0.5
+    signals = (rotation @ white.T).astype(np.float32)
+    places = (rotation @ maps * maps.shape[1] ** 0.5).astype(np.float32)
+    turned = np.zeros(count, np.int64)  # when each was turned last
+    visited = np.full((count, count), -1)
+    time = 0
     for _ in range(SWEEPS):
-        if not _rotate_pairs(rotation, signals, places, weights):
-            break
-    return rotation, float(_negentropy(signals).sum()), float(_compactness(places).sum())
-
-
-def _rotate_pairs(
-    rotation: FloatArray, signals: FloatArray, places: FloatArray, weights: tuple[float, float]
-) -> bool:
-    """Turn each pair of rows of all three to its best angle, in place; whether any turned."""
-    cosine, sine = np.cos(_ANGLES), np.sin(_ANGLES)
-    turned = False
-    for first in range(len(signals)):
-        for second in range(first + 1, len(signals)):
-            pair = [first, second]
-            worth = np.zeros(len(_ANGLES))
-            for one, other in ((cosine, sine), (-sine, cosine)):
-                if weights[0]:
-                    worth += weights[0] * _negentropy(one * signals[first] + other * signals[second])
-                if weights[1]:
-                    worth += weights[1] * _compactness(one * places[first] + other * places[second])
-            best = int(worth.argmax())
-            if worth[best] > worth[len(worth) // 2] * (1 + 1e-12):
-                turn = np.array([[cosine[best, 0], sine[best, 0]], [-sine[best, 0], cosine[best, 0]]])
+        if on_sweep is not None:
+            on_sweep()
+        begun = time
+        for first, second in combinations(range(count), 2):
+            if visited[first, second] >= max(turned[first], turned[second]):
+                continue
+            time += 1
+            turn = _best_turn(signals[[first, second]], places[[first, second]], weights)
+            if turn is not None:
                 for rows in (rotation, signals, places):
-                    rows[pair] = turn @ rows[pair]
-                turned = True
-    return turned
+                    rows[[first, second]] = turn.astype(rows.dtype) @ rows[[first, second]]
+                turned[[first, second]] = time
+            visited[first, second] = time
+        if time == begun:
+            break
+    independent = _negentropy(rotation @ white.T).sum()
+    compact = _compactness(rotation @ maps * maps.shape[1] ** 0.5).sum()
+    return rotation, float(independent), float(compact)
 
 
-def _negentropy(signals: FloatArray) -> FloatArray:
+def _best_turn(
+    signals: npt.NDArray[np.float32], places: npt.NDArray[np.float32], weights: tuple[float, float]
+) -> FloatArray | None:
+    """The rotation [2, 2] of two components by the best of the angles; None where none is better."""
+    cosine, sine = np.cos(_ANGLES), np.sin(_ANGLES)
+    worth = np.zeros(len(_ANGLES))
+    for one, other in ((cosine, sine), (-sine, cosine)):
+        if weights[0]:
+            worth += weights[0] * _negentropy(one * signals[0] + other * signals[1])
+        if weights[1]:
+            worth += weights[1] * _compactness(one * places[0] + other * places[1])
+    best = int(worth.argmax())
+    if worth[best] <= worth[len(worth) // 2] * (1 + 1e-6):
+        return None
+    return np.array([[cosine[best, 0], sine[best, 0]], [-sine[best, 0], cosine[best, 0]]])
+
+
+def _negentropy(signals: npt.NDArray[np.floating]) -> FloatArray:
     """Of signals [..., N] of deviation 1, up to a factor."""
-    found: FloatArray = np.square(np.log(np.cosh(signals)).mean(axis=-1) - GAUSSIAN)
+    found: FloatArray = np.square(np.log(np.cosh(signals)).mean(axis=-1, dtype=np.float64) - GAUSSIAN)
     return found
 
 
-def _compactness(maps: FloatArray) -> FloatArray:
+def _compactness(maps: npt.NDArray[np.floating]) -> FloatArray:
     """Mean fourth power of maps [..., P] of mean square 1."""
-    found: FloatArray = np.square(np.square(maps)).mean(axis=-1)
+    found: FloatArray = np.square(np.square(maps)).mean(axis=-1, dtype=np.float64)
     return found
 
 
@@ -268,7 +294,7 @@ def _merged(unmixing: FloatArray, centred: FloatArray, summing: FloatArray) -> F
     What raises the log-odds raises them at every place where it can be seen. A component whose places speak
     for and against alike corrects another instead (more grey hair is seen where hair is long); it goes to the
     one that acts at the same places, if there is one. So weighted, parts of one cause sum to its log-odds.
-    The rows' components have deviation 1.
+    The components of the rows that come and go have deviation 1 over all images.
     """
     components = centred @ unmixing.T
     mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
