@@ -51,6 +51,9 @@ search_module = import_module("stylex.attfind.search")  # of its name is the fun
 SETTINGS = problems.everything(images_per_class=40, sweep="screened", batch_size=8)
 """80 images: 16 in the first stage, 64 in the second."""
 
+FEW = SETTINGS.model_copy(update={"images_per_class": 10})
+"""20 images."""
+
 
 def pictures(count: int = 240) -> ImageSet:
     pixels = np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3), dtype=np.uint8)
@@ -144,10 +147,21 @@ def test_nothing_is_given_up_for_a_target_without_images() -> None:
     effects, changes = made_effects(16, 90, 0).reshape(16, 180, 2), np.tile(np.arange(90), 2)
     left, sure = survivors(effects, changes, before, np.ones(16, bool), SETTINGS, "softmax", 0)
     assert left.all()
-    assert sure == 0
+    assert sure is None
     left, sure = survivors(effects, changes, two_logits(16), np.zeros(16, bool), SETTINGS, "softmax", 0)
     assert left.all()
-    assert sure == 0
+    assert sure is None
+
+
+def test_where_everything_stays_no_confidence_is_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stylex.attfind.screening.FIRST_IMAGES", 2)
+    found = search(run, problems.tiny_model(), pictures(60), FEW)
+    notes = [(note.images, note.first_order) for note in found.screening]
+    assert notes == [(20, True), (4, False), (16, False)]
+    assert [note.sure is None for note in found.screening] == [True, True, False]
+    assert found.screening[1].changes_left == found.screening[0].changes_left
+    assert found.confidence == found.screening[2].sure
+    assert replace(found, screening=found.screening[:2]).confidence is None
 
 
 def test_first_order_effects_of_a_linear_model_are_its_effects() -> None:

@@ -89,7 +89,8 @@ class ScreenedStage:
         images: how many it was judged by.
         first_order: whether by first-order effects alone.
         changes_left: of 2 · S.
-        sure: share of selections from resampled images that lie among these; None by first-order effects.
+        sure: share of selections from resampled images that lie among these; None by first-order effects,
+            and where everything stayed.
     """
 
     images: int
@@ -117,7 +118,7 @@ class Findings:
 
     @property
     def confidence(self) -> float | None:
-        """Of a screened search: the lowest of its stages' `sure`; None where none was judged by effects."""
+        """Of a screened search: the lowest of its stages' `sure`; None where effects gave nothing up."""
         return min((stage.sure for stage in self.screening if stage.sure is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:

@@ -266,5 +266,5 @@ def screened_stages(shards: ScreenedShards) -> tuple[ScreenedStage, ...]:
     for stage in range(len(shards.plan.ends)):
         left = _recorded_left(_record(shards, stage), shards)
         if left is not None and left.images:
-            found.append(ScreenedStage(left.images, left.sure is None, int(left.changes.sum()), left.sure))
+            found.append(ScreenedStage(left.images, stage == 0, int(left.changes.sum()), left.sure))
     return tuple(found)

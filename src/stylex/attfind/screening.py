@@ -95,7 +95,7 @@ def survivors(
     settings: AttFindSettings,
     activation: Activation,
     seed: int,
-) -> tuple[BoolArray, float]:
+) -> tuple[BoolArray, float | None]:
     """Changes [M] that could be selected from all images, judged by these; and how sure that is.
 
     Args:
@@ -106,7 +106,8 @@ def survivors(
 
     Returns:
         The mask, and the smallest share over the targets of fresh replicates whose selection lies within.
-        Where a target has fewer than `ENOUGH_IMAGES` images here, everything stays, and it is 0.
+        Where a target has fewer than `ENOUGH_IMAGES` images here, or no change is in question, everything
+        stays, and it is None.
     """
     random = np.random.default_rng(seed)
     wanted = settings.model_copy(update={"count": int(np.ceil(settings.count * SPARE))})
@@ -118,7 +119,7 @@ def survivors(
             continue  # images with and without it take turns: of the others it is the same
         images = ~inside & stable
         if images.sum() < ENOUGH_IMAGES:
-            return np.ones_like(kept), 0.0
+            return np.ones_like(kept), None
         ranking = Resampled(np.ascontiguousarray(effects[images, :, target]), coordinates, settings)
         number = int(images.sum())
         kept[ranking.select(np.ones(number), wanted.count)] = True
