@@ -144,6 +144,16 @@ def test_a_search_goes_on_with_the_recorded_threads(run: Run, caplog: pytest.Log
     assert contents(run) == before
 
 
+def test_a_record_keeps_what_was_known_of_its_key(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.write({"key": "k", "first_order_images": 4})
+    record.write({"key": "k", "batch_size": 5, "threads": 2})
+    record.write({"key": "k", "first_order_images": 8})
+    assert record.read() == {"key": "k", "first_order_images": 8, "batch_size": 5, "threads": 2}
+    record.write({"key": "other", "threads": 1})
+    assert record.read() == {"key": "other", "threads": 1}
+
+
 def test_a_damaged_record_is_another_sweep(run: Run) -> None:
     search(run, problems.linear_model(), pictures(), SETTINGS)
     (run.path / "effects" / "sweep.json").write_text("[]")

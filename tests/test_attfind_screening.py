@@ -564,3 +564,5 @@ def test_a_search_that_goes_on_keeps_the_images_at_once(run: Run, monkeypatch: p
     search(run, model, pictures(), SETTINGS, memory=9 << 30)
     assert asked == [10 << 30], "asked once, within the memory given"
     assert held == [3] * 5 + [3] * 26 + [2]
+    record = Record(run.path / "effects").read()
+    assert (record["first_order_images"], record["batch_size"], record["threads"]) == (3, 8, 1)

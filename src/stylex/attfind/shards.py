@@ -305,5 +305,7 @@ class Record:
         return found if isinstance(found, dict) else {}
 
     def write(self, content: dict[str, Any]) -> None:
-        write_json(self.file, content)
+        """Record more of a sweep: what is known of the same `key` stays, unless it is said anew."""
+        known = self.read()
+        write_json(self.file, {**known, **content} if known.get("key") == content["key"] else content)
         remove_partial_files(self.file.parent)
