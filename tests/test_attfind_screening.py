@@ -228,6 +228,52 @@ def test_first_order_effects_say_what_is_likely_and_which_images_are_unstable(
     assert told.large.sum() == 2 * 2 * size  # an entry for each class
 
 
+def test_where_gradients_tell_nothing_of_a_target_everything_is_likely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = problems.tiny_model()
+    found = discover(model, pictures(60), FEW)
+    effects = np.zeros((20, 2, found.space.size, 2), np.float32)
+    effects[found.logits.argmax(dim=1).numpy() == 1, 0, 3] = [0.5, -0.5]
+    monkeypatch.setattr(first_order, "first_order_effects", lambda *_: effects)
+
+    def likely() -> npt.NDArray[np.bool_]:
+        before = found.logits.numpy()
+        told = first_order.first_order(model, found.space, found.styles, before, FEW, "softmax", 20)
+        assert told is not None
+        return told.likely
+
+    assert likely().all(), "images outside class 1 say nothing"
+    effects[found.logits.argmax(dim=1).numpy() == 0, 1, 5] = [-0.5, 0.5]
+    assert np.argwhere(likely()).tolist() == [[0, 3], [1, 5]]
+
+
+def test_a_saturated_classifier_is_searched_as_by_an_exact_search(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the images themselves it has no slope; the ends of the ranges lie beyond that."""
+    monkeypatch.setattr("stylex.attfind.screening.FIRST_IMAGES", 4)
+    model = problems.tiny_model()
+    slopes = first_order.first_order_effects
+    monkeypatch.setattr(first_order, "first_order_effects", lambda *told: 0 * slopes(*told))
+    screened = search(run, model, pictures(60), FEW)
+    other = training_problems.make_run(tmp_path / "exact", "fast")
+    exact = search(other, model, pictures(60), FEW.model_copy(update={"sweep": "exact"}))
+    for target, entries in exact.attributes.items():
+        assert entries
+        assert [each.change for each in screened.attributes[target]] == [each.change for each in entries]
+
+
+def test_a_search_of_which_no_change_is_left_finds_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stylex.attfind.screening.FIRST_IMAGES", 4)
+    model = problems.tiny_model()
+    nothing = np.zeros((2, discover(model, pictures(60), FEW).space.size), bool)
+    monkeypatch.setattr(screened_sweep, "first_order", lambda *_: FirstOrder(nothing, nothing, None))
+    found = search(run, model, pictures(60), FEW)
+    assert [entries for entries in found.attributes.values() if entries] == []
+    assert [note.changes_left for note in found.screening] == [0, 0]
+
+
 def test_without_gradients_there_are_no_first_order_effects() -> None:
     model = problems.tiny_model()
     found = discover(model, pictures(), SETTINGS)

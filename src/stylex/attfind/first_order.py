@@ -47,7 +47,8 @@ class FirstOrder:
     """What first-order effects of all images say.
 
     Attributes:
-        likely: changes [2, S] among the largest on the mean, or of several images.
+        likely: changes [2, S] among the largest on the mean, or of several images; all of them where for some
+            target no effect is positive, so that gradients tell nothing (a classifier that is saturated).
         strongest: of these, the changes among the largest of several images.
         large: of every image and change, for how many classes the effect is large, [N, 2·S], see
             `large_effects`; None: not asked for.
@@ -106,6 +107,8 @@ def first_order(
         most = max(LIKELY_LEAST, LIKELY_EACH * settings.count, int(LIKELY_SHARE * space.size))
         largest = np.argsort(-sums[target], kind="stable")[:most]
         likely[largest[sums[target][largest] > 0]] = True
+        if not sums[target].any():
+            likely[:] = True
     return FirstOrder(likely.reshape(2, -1), strongest.reshape(2, -1), large)
 
 

@@ -112,6 +112,8 @@ def survivors(
     random = np.random.default_rng(seed)
     wanted = settings.model_copy(update={"count": int(np.ceil(settings.count * SPARE))})
     kept = np.zeros(effects.shape[1], bool)
+    if not len(kept):
+        return kept, None
     sure = 1.0
     for target in range(before.shape[1]):
         inside = in_class(before, target, activation)
