@@ -22,7 +22,7 @@ from stylex.classifiers import Classifier, load
 from stylex.cli.app import main
 from stylex.cli.explain import _different
 from stylex.cli.repeat import commands
-from stylex.config import AttFindSettings, RunConfig, load_recipe, override
+from stylex.config import AttFindSettings, RunConfig, changed, dump_yaml, load_recipe, override
 from stylex.report.compose import Amounts
 from stylex.run import Run, read_json, read_tensors, write_json, write_tensors
 
@@ -527,6 +527,21 @@ def test_a_run_goes_on_with_what_it_was_started_with(stylex: Any, home: Path, tm
     classifier.unlink()
     assert stylex(*command, *CPU).code == 0
     assert kept() == before
+
+
+def test_a_run_with_an_origin_goes_on_as_it_began(stylex: Any, home: Path, tmp_path: Path) -> None:
+    """With --recipe too, and where what an origin lets begin at once began later; --set asks for more."""
+    recipe = changed(Run.open(home / "run").config.recipe, {"sparsity.start_kimg": 0.03})
+    (tmp_path / "mine.yaml").write_text(dump_yaml(recipe))
+    run, classifier = tmp_path / "run", home / "run" / "classifier.safetensors"
+    command = ["train", "--from", home / "run", "--recipe", tmp_path / "mine.yaml", "--out", run]
+    command += ["--classifier", classifier, *CPU]
+    assert stylex(*command, "--set", "sparsity.start_kimg=0.03").code == 0
+    again = stylex(*command)
+    assert again.code == 0, again.err
+    assert Run.open(run).config.recipe.sparsity.start_kimg == 0.03
+    bad = stylex(*command, "--set", "sparsity.start_kimg=0")
+    assert (bad.code, "sparsity.start_kimg 0.03, not 0" in bad.line) == (2, True), bad.err
 
 
 def test_the_commands_of_a_report_make_the_same_run(stylex: Any, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def train(
     """Train encoder, generator and discriminator around a classifier; continue the run if it exists."""
     from stylex.training.origin import read_origin
     from stylex.training.plan import parse_duration
-    from stylex.training.setup import AT_ONCE, Request
+    from stylex.training.setup import Request, kept_at_once
 
     budget = None if time_budget is None else parse_duration(time_budget)
     assignments = tuple(set_ or ())
@@ -93,8 +93,8 @@ def train(
         given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
         said: dict[str, Any] = load_named("experiments", experiment) if experiment else {}
         said |= {key: value for key, value in given.items() if value is not None}
-        wanted = [*AT_ONCE, *assignments] if from_ is not None and recipe else list(assignments)
-        config = _same_settings(run, said, recipe, wanted, chosen=budget is not None)
+        begun = kept_at_once(run.config.recipe) if from_ is not None and recipe else []
+        config = _same_settings(run, said, recipe, [*begun, *assignments], chosen=budget is not None)
     else:
         Run.check_free(out)
         origin = None if from_ is None else read_origin(from_)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stylex.classifiers import Classifier
-from stylex.config import RunConfig, load_named, load_recipe, override, validate
+from stylex.config import Recipe, RunConfig, flat, load_named, load_recipe, override, validate
 from stylex.data import Dataset
 from stylex.errors import ConfigError
 from stylex.hardware import Hardware
@@ -17,6 +17,13 @@ from stylex.training.origin import Origin, check_fits, write_start
 
 AT_ONCE = ("loss.adversarial_start_kimg=0", "loss.path_length_start_kimg=0", "sparsity.start_kimg=0")
 """With an origin: what waits for a generator that has learned to draw need not wait."""
+
+
+def kept_at_once(recipe: Recipe) -> list[str]:
+    """The settings of `AT_ONCE` as a run that is there has them: not every version set them to 0."""
+    keys = [assignment.partition("=")[0] for assignment in AT_ONCE]
+    values = dict(flat(recipe.model_dump()))
+    return [f"{key}={values[key]}" for key in keys]
 
 
 @dataclass(frozen=True)
