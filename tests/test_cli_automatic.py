@@ -173,6 +173,30 @@ def test_what_is_chosen_and_a_dry_run_say_the_same_time(
     assert len(measured) == 1
 
 
+def test_a_dry_run_counts_no_evidence_that_a_checkpoint_holds(
+    stylex: Call, command: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ended before its first step has seen no image, and has its evidence all the same."""
+
+    def killed(self: Trainer) -> dict[str, Tensor]:
+        raise RuntimeError("killed")
+
+    settings = ["--recipe", "fast", "--size", "16", "--set", "loss.perceptual_network=classifier"]
+    settings += [f"--set={text}" for text in training_problems.TINY]
+    command = [*command, *settings]
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", killed)
+        assert stylex(*command)[0] == 1
+    assert Run.open(tmp_path / "run").newest_checkpoint() is not None
+    code, shown, said = stylex(*command, "--dry-run", "--json")
+    assert code == 0, said
+    time = json.loads(shown)["time"]
+    assert (time["images_done"], time["preparation_seconds"]) == (0, 0)
+    code, shown, said = stylex(*command, "--dry-run", "--json", "--out", tmp_path / "another")
+    assert code == 0, said
+    assert json.loads(shown)["time"]["preparation_seconds"] > 0
+
+
 @pytest.mark.parametrize("budget", [[], ["--time-budget", "1m"]])
 def test_where_nothing_fits_one_line_says_so(
     stylex: Call,

@@ -97,6 +97,11 @@ def test_what_is_known_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> No
     cost = StepCost(4, {"encode": 1.0, "swap": 3.0}, {}, None, 1000, 0, 3, asking=2.0)
     found = estimate(config, problems.images(), problems.classifier(), problems.HARDWARE, cost=cost)
     assert (found.cost, found.seconds, found.ran_out) == (cost, 10 * 2 + 2, False)
+    assert found.preparation == 2
+    begun = estimate(
+        config, problems.images(), problems.classifier(), problems.HARDWARE, prepared=True, cost=cost
+    )
+    assert (begun.images_done, begun.seconds, begun.preparation) == (0, 10 * 2, 0)
     failed = replace(cost, failed_batch=4)
     again = estimate(config, problems.images(), problems.classifier(), problems.HARDWARE, cost=failed)
     assert again.ran_out

@@ -157,7 +157,9 @@ def test_seconds_weigh_every_phase_by_its_interval() -> None:
     # Before the first step the classifier is asked, and a student sees a hundred thousand images at most.
     prepared = replace(cost, asking=7.0, evidence_image=0.01)
     assert prepared.seconds(recipe) == pytest.approx(cost.seconds(recipe) + 7 + 1600 * 0.01)
-    assert prepared.seconds(recipe, 1_200) == cost.seconds(recipe, 1_200)
+    assert prepared.seconds(recipe, 1_200) == pytest.approx(cost.seconds(recipe, 1_200) + 7 + 1600 * 0.01)
+    for begin in (0, 1_200):
+        assert prepared.seconds(recipe, begin, prepared=True) == cost.seconds(recipe, begin)
     assert prepared.preparation(changed(recipe, {"training.total_kimg": 500})) == pytest.approx(7 + 1000)
 
 
@@ -167,8 +169,10 @@ def test_several_processes_share_images_and_memory(monkeypatch: pytest.MonkeyPat
     timed: list[int] = []
 
     def measure(config: RunConfig, images: Any, *_: Any, **more: Any) -> StepCost:
-        timed.append(config.recipe.training.batch_size)
-        return replace(cost, batch_size=config.recipe.training.batch_size)
+        batch = config.recipe.training.batch_size
+        timed.append(batch)
+        seconds = 0.2 + batch * 0.0125  # a share of a quarter takes 0.25 s, all of the batch 0.4 s
+        return replace(cost, batch_size=batch, kinds=dict.fromkeys(cost.kinds, seconds))
 
     monkeypatch.setattr("stylex.training.plan.measure_step", measure)
     monkeypatch.setattr("stylex.training.plan.available_memory", lambda _: 100 * GIB)
@@ -190,13 +194,13 @@ def test_several_processes_share_images_and_memory(monkeypatch: pytest.MonkeyPat
 
     one, four = planned(ALONE), planned(World(size=4, local_size=4))
     assert timed == [16, 4]
-    # 0.95 · 1100 s without the 100 s before the first step, 40 images a second; each of four as fast as one
+    # 0.95 · 1100 s, of which the 100 s before the first step go away; 40 images a second, and 64 of four
     assert one.config.recipe.training.total_kimg == 37
-    assert four.config.recipe.training.total_kimg == 37  # a step of 4 images takes as long as one of 16 here
+    assert four.config.recipe.training.total_kimg == 60
     assert one.cost is not None
     assert four.cost is not None
     assert four.cost.batch_size == 16
-    assert four.cost.seconds(recipe) == one.cost.seconds(recipe)
+    assert four.cost.seconds(recipe) - 100 == pytest.approx((one.cost.seconds(recipe) - 100) * 0.25 / 0.4)
 
     monkeypatch.setattr("stylex.training.plan.available_memory", lambda _: 12 * GIB)
     assert planned(World(size=4)).config.recipe.training.batch_size == 16  # a device each

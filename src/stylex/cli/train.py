@@ -310,7 +310,14 @@ def _estimate(
     images = preview(data, group=config.group)
     few = images.sample(config.resolution, 2 * config.recipe.training.batch_size)
     measured = estimate(
-        config, few, explained, hardware, images_done=done, training_images=images.training, cost=cost
+        config,
+        few,
+        explained,
+        hardware,
+        images_done=done,
+        prepared=found is not None,
+        training_images=images.training,
+        cost=cost,
     )
     content = {
         "run": str(out),

@@ -96,11 +96,11 @@ class StepCost:
             + (self.warm_up or 0)
         )
 
-    def seconds(self, recipe: Recipe, begin_images: int = 0) -> float:
+    def seconds(self, recipe: Recipe, begin_images: int = 0, *, prepared: bool = False) -> float:
         """Seconds from `begin_images` to the recipe's total: every phase weighted by its interval.
 
         The time of a step is taken as proportional to its images. What comes before the first step is counted
-        where nothing has been done yet; checkpoints and samples are left out.
+        unless it has been `prepared`; checkpoints and samples are left out.
         """
         loss, schedule = recipe.loss, recipe.training.schedule
         end = total_images(recipe)
@@ -112,7 +112,7 @@ class StepCost:
             if phase.name in self.phases:
                 due = max(0.0, end - max(phase.start_images, begin_images)) / phase.interval
                 total += due * self.phases[phase.name]
-        return total / self.batch_size + (0.0 if begin_images else self.preparation(recipe))
+        return total / self.batch_size + (0.0 if prepared else self.preparation(recipe))
 
     def preparation(self, recipe: Recipe) -> float:
         """Seconds before the first step."""
@@ -419,6 +419,7 @@ def estimate(
     hardware: Hardware,
     *,
     images_done: int = 0,
+    prepared: bool = False,
     training_images: int | None = None,
     limit_s: float = 20.0,
     cost: StepCost | None = None,
@@ -433,6 +434,7 @@ def estimate(
         classifier: what would be explained.
         hardware: where training would run.
         images_done: training images that an existing run has seen.
+        prepared: it has a checkpoint, which holds what comes before the first step.
         training_images: how many there are in all; by default those given.
         limit_s: seconds that the measurement may take, about.
         cost: of this recipe, where it has been measured already; nothing is timed then.
@@ -465,7 +467,7 @@ def estimate(
         images=total,
         images_done=images_done,
         steps=-(-(total - images_done) // per_step),
-        seconds=None if cost is None else cost.seconds(recipe, images_done),
-        preparation=0.0 if cost is None or images_done else cost.preparation(recipe),
+        seconds=None if cost is None else cost.seconds(recipe, images_done, prepared=prepared),
+        preparation=0.0 if cost is None or prepared else cost.preparation(recipe),
         ran_out=ran_out,
     )
