@@ -14,12 +14,12 @@ import training_problems
 from stylex.attfind import find_attributes, load_logits, search
 from stylex.classifiers import Classifier
 from stylex.classifiers.architectures import build
-from stylex.errors import ClassifierError, RunError
+from stylex.errors import ClassifierError, RunError, StylexError
 from stylex.evaluation.controls import RANDOM_WEIGHTS, other_selection, random_weight_ranking, random_weights
 from stylex.evaluation.measure import prepare
 from stylex.evaluation.stage import evaluate_run
 from stylex.explainer import Explainer, open_explainer
-from stylex.run import Run
+from stylex.run import Run, read_json
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,41 @@ def test_an_evaluation_has_all_rankings(path: Path, tmp_path: Path) -> None:
     finally:
         for shard in tmp_path.iterdir():
             shard.rename(path / "effects" / shard.name)
+
+
+@pytest.mark.parametrize("error", [ClassifierError, RunError])
+def test_a_control_that_cannot_be_had_is_left_out(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[StylexError],
+) -> None:
+    """Weights that cannot be drawn, or that give all images one class, leave the rest of an evaluation."""
+
+    def none(*_: object) -> Classifier:
+        raise error("nothing to draw")
+
+    monkeypatch.setattr("stylex.evaluation.controls.random_weights", none)
+    explainer = opened(path)
+    test = prepare(explainer.model, training_problems.images(12, seed=5), 0)
+    found = evaluate_run(explainer, test, control=True)
+    assert {entry.method for entry in found.methods} >= {"AttFind", "AttFind independent", "random"}
+    assert dict(found.left_out) == {RANDOM_WEIGHTS: "nothing to draw"}
+    assert read_json(path / "evaluation.json")["left_out"] == found.left_out
+    assert f"{RANDOM_WEIGHTS} is left out: nothing to draw" in caplog.text
+    assert evaluate_run(explainer, test).left_out == {}
+
+
+def test_without_an_encoder_nothing_is_said_of_reconstructions(tmp_path: Path) -> None:
+    """What a model draws is its own reconstruction, which says nothing of any image."""
+    model = problems.tiny_model("stylegan2")
+    run = problems.save_tiny_run(tmp_path / "run", model)
+    search(run, model, None, problems.everything(count=4))
+    explainer = open_explainer(run, training_problems.HARDWARE)
+    found = evaluate_run(explainer, prepare(explainer.model, None, 0, count=12), counts=(1, 2))
+    assert found.images == 12
+    assert found.coverage == ()
+    assert read_json(run.path / "evaluation.json")["coverage"] == []
 
 
 @pytest.mark.parametrize("architecture", ["small_cnn", "mobilenet_v2"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -105,7 +105,8 @@ class Evaluation:
     of a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target.
     Targets outside of which there is no test image are missing in `methods` and `single`. `factors`,
     `quality` and `truth` are None where they were not asked for. `measured` says which the images were,
-    `coverage` of which of them, class by class, reconstruction lets the model speak.
+    `coverage` of which of them, class by class, reconstruction lets the model speak; it is empty without an
+    encoder. `left_out` says of a control that was asked for why there is none.
     """
 
     images: int
@@ -119,6 +120,7 @@ class Evaluation:
     quality: Quality | None = None
     truth: Truth | None = None
     coverage: tuple[Coverage, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -133,6 +135,7 @@ class Evaluation:
             "quality": None if self.quality is None else self.quality.to_json(),
             "truth": None if self.truth is None else self.truth.to_json(),
             "coverage": [entry.to_json() for entry in self.coverage],
+            "left_out": dict(self.left_out),
         }
 
 

@@ -38,6 +38,9 @@ NEEDED = ("attributes", "images", "measured", "agreement", "l1", "methods", "sin
 PARTS = ("factors", "quality", "truth")
 """What an evaluation holds only where it was asked for."""
 
+OTHER_SELECTION = "AttFind's other selection"
+"""Name of that control where it is left out."""
+
 CONTROLS = frozenset({"AttFind subset", "AttFind independent", RANDOM_WEIGHTS})
 """Methods that `control` adds."""
 
@@ -142,7 +145,7 @@ def evaluate_run(
         quality: of `load_measures`: measure image quality too.
         source: where the test images came from, by default the run's own source.
         control: measure AttFind's other selection too, and the attributes of a random-weight classifier (a
-            search of its own).
+            search of its own); what cannot be had is left out, and the reason kept.
         counts: numbers of coordinates at which flip curves are measured.
         faces: of `load_faces`: compare with the classifier's true reliance too; needs a detector.
 
@@ -155,16 +158,7 @@ def evaluate_run(
     if faces is not None and detector is None:
         raise ConfigError("ground truth needs a factor detector: --factors FILE ('stylex factors train')")
     judging = load_judge(run, model, judge)
-    others: dict[str, Rankings] = {}
-    if control:
-        try:
-            name, rankings = other_selection(explainer)
-            others[name] = rankings
-        except (RunError, DataError) as error:  # packed, or searched by screening: no effects to select from
-            log.warning("AttFind's other selection is left out: %s", error)
-        if on_progress is not None:
-            on_progress(f"effects on a {RANDOM_WEIGHTS}")
-        others[RANDOM_WEIGHTS] = random_weight_ranking(explainer, seed=run.config.seed)
+    others, left_out = _controls(explainer, on_progress) if control else ({}, {})
     found = evaluate(
         model,
         explainer.discovery.space,
@@ -178,10 +172,11 @@ def evaluate_run(
         others=others,
         on_progress=on_progress,
     )
-    covered = by_class(test, model.class_names, model.classifier.activation)
-    found = replace(found, coverage=covered)
+    found = replace(found, left_out=left_out)
     if model.encoder is not None:
-        found = replace(found, measured=replace(found.measured, source=source or run.data_source))
+        covered = by_class(test, model.class_names, model.classifier.activation)
+        about = replace(found.measured, source=source or run.data_source)
+        found = replace(found, coverage=covered, measured=about)
     if detector is not None:
         found = replace(found, factors=agreement(detector, test.images, test.reconstructions))
     if quality is not None:
@@ -205,6 +200,28 @@ def evaluate_run(
     }
     write_json(_file(run), _with_kept(explainer, content, source))
     return found
+
+
+def _controls(
+    explainer: Explainer, on_progress: Callable[[str], None] | None
+) -> tuple[dict[str, Rankings], dict[str, str]]:
+    """Rankings of the controls, and of those that this run or classifier cannot have, why."""
+    others: dict[str, Rankings] = {}
+    left_out: dict[str, str] = {}
+    try:
+        name, rankings = other_selection(explainer)
+        others[name] = rankings
+    except (RunError, DataError) as error:  # packed, or searched by screening: no effects to select from
+        left_out[OTHER_SELECTION] = str(error)
+    if on_progress is not None:
+        on_progress(f"effects on a {RANDOM_WEIGHTS}")
+    try:
+        others[RANDOM_WEIGHTS] = random_weight_ranking(explainer, seed=explainer.run.config.seed)
+    except (RunError, DataError, ClassifierError) as error:  # weights that cannot be drawn, or all one class
+        left_out[RANDOM_WEIGHTS] = str(error)
+    for name, reason in left_out.items():
+        log.warning("%s is left out: %s", name, reason)
+    return others, left_out
 
 
 def _with_kept(explainer: Explainer, content: dict[str, Any], source: str | None) -> dict[str, Any]:
