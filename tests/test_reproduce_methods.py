@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import problems
 import training_problems
+from stylex import classifiers
+from stylex.classifiers import Classifier
 from stylex.cli.app import main
 from stylex.config import load_recipe
-from stylex.errors import ConfigError, DataError
+from stylex.errors import ClassifierError, ConfigError, DataError, Stopped, StylexError, TrainingDiverged
 from stylex.reproduce.experiments import EXPERIMENTS, experiment
 from stylex.reproduce.items import default_experiments, reproduce
 from stylex.reproduce.kept import finished
@@ -89,6 +94,43 @@ def test_all_methods_with_two_seeds(tmp_path: Path) -> None:
     assert last.model_file.stat().st_mtime_ns == weights
 
 
+def test_what_fails_is_left_out_with_its_own_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that diverges and a control that cannot be had; what was measured stays as it is."""
+    shop = replace(workshop(tmp_path / "home"), seeds=())
+    shop.render()
+    model = problems.tiny_model("evidence")
+    balance(model, shop.data.training.batch(slice(None)), spread=6)
+    problems.save_tiny_run(shop.run_folder("fast"), model, config=shop.settings("fast"))
+    save_classifier(shop.home / "classifier.safetensors", model.classifier)
+    save_classifier(shop.home / "judge.safetensors", training_problems.classifier(seed=7))
+    ends: list[StylexError] = [Stopped("stopped"), TrainingDiverged("not a number")]
+
+    def train(*_: object, **__: object) -> None:
+        raise ends.pop(0)
+
+    def draw(*_: object) -> Classifier:
+        raise ClassifierError("nothing to draw")
+
+    monkeypatch.setattr("stylex.training.train", train)
+    monkeypatch.setattr("stylex.evaluation.controls.random_weights", draw)
+    with pytest.raises(Stopped):
+        reproduce("methods", shop)
+    measured = shop.home / "fast" / "evaluation.json"
+    before = measured.stat().st_mtime_ns
+    found = reproduce("methods", shop)
+    assert measured.stat().st_mtime_ns == before
+    assert {row["recipe"] for row in found.content["rows"]} == {"fast"}
+    assert {row["method"] for row in found.content["rows"]} >= METHODS - {"random-weight classifier"}
+    assert found.content["failed"] == {"stylex": "not a number"}
+    assert "- stylex is left out: not a number" in found.text
+    assert "- fast: no random-weight classifier: nothing to draw" in found.text
+
+    refused = replace(shop, seed=1)
+    with pytest.raises(ConfigError, match="another --home"):
+        reproduce("methods", replace(refused, recipes=("stylex", "fast")))
+    assert not ends
+
+
 def test_recipes_are_as_wide_and_as_long_as_the_experiments_own(tmp_path: Path) -> None:
     for name, found in EXPERIMENTS.items():
         folders = dict.fromkeys(found.needs, "/data")
@@ -108,8 +150,20 @@ def test_recipes_are_as_wide_and_as_long_as_the_experiments_own(tmp_path: Path) 
     assert {short.settings(recipe).recipe.training.total_kimg for recipe in RECIPES} == {200}
 
 
-def test_from_nothing_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Networks that have learned nothing draw images of one class: each run is said to be left out."""
+def test_from_nothing_on_the_command_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A classifier that calls every image one class: each run is trained, and said to be left out."""
+    trained = classifiers.train
+
+    def biased(*given: Any, **more: Any) -> Any:
+        classifier, report = trained(*given, **more)
+        last = [part for part in classifier.network.modules() if isinstance(part, nn.Linear)][-1]
+        with torch.no_grad():
+            last.bias[0] += 1000
+        return classifier, report
+
+    monkeypatch.setattr(classifiers, "train", biased)
     shop = replace(workshop(tmp_path / "home"), recipes=RECIPES, seeds=())
     shop.home.mkdir()
     shop.render()
@@ -123,19 +177,22 @@ def test_from_nothing_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureF
         assert finished(run)
         assert run.config.experiment == "avatars-age"
         assert run.hashes["classifier"] == Run.open(shop.home / "fast").hashes["classifier"]
-    if ended.value.code:
-        assert shown.err.splitlines()[-1].startswith("stylex: methods: no run could be measured: none of")
-    else:
-        content = json.loads(shown.out)["content"]
-        assert {row["recipe"] for row in content["rows"]} | set(content["failed"]) == set(RECIPES)
+        assert f"{recipe} is left out: none of" in shown.err
+    assert (ended.value.code, shown.out) == (1, "")
+    assert shown.err.splitlines()[-1].startswith("stylex: methods: no run could be measured: none of")
 
 
 def test_bad_input(tmp_path: Path) -> None:
     shop = workshop(tmp_path / "home")
     with pytest.raises(ConfigError, match="no recipe named 'quick'"):
         reproduce("methods", replace(shop, recipes=("fast", "quick")))
-    with pytest.raises(ConfigError, match="--seeds is for methods"):
-        reproduce("table-1", shop)
+    with pytest.raises(ConfigError, match="leave --recipe out"):
+        reproduce("methods", replace(shop, recipe="study"))
+    for what in ("table-1", "figure-3"):
+        with pytest.raises(ConfigError, match="--seeds is for methods"):
+            reproduce(what, shop)
+        with pytest.raises(ConfigError, match="--recipes is for methods"):
+            reproduce(what, replace(shop, seeds=()))
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "methods", "--seeds", "0,x", "--home", str(tmp_path)])
     assert ended.value.code == 2

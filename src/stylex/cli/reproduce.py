@@ -51,8 +51,11 @@ def reproduce(
     size: Size = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     recipes: Annotated[
-        str, typer.Option(help="methods: recipes side by side, separated by commas.")
-    ] = "fast,stylex,study,stylegan2",
+        str | None,
+        typer.Option(
+            help="methods: recipes side by side, separated by commas; by default fast,stylex,study,stylegan2."
+        ),
+    ] = None,
     seeds: Annotated[
         str | None, typer.Option(help="methods: seeds of their trainings, such as 0,1; shown apart.")
     ] = None,
@@ -73,7 +76,7 @@ def reproduce(
     found = [find(name) for name in ([experiment] if experiment else own)]
     folders = parse_folders(found, data or [])
     settings = validate(StudySettings, override({}, study or []), "settings of protocol study")
-    named = tuple(dict.fromkeys(part.strip() for part in recipes.split(",")))
+    named = () if recipes is None else tuple(dict.fromkeys(part.strip() for part in recipes.split(",")))
     numbers = _numbers(seeds)
     hardware, several = choose_hardware(device, precision, threads), len(found) > 1
     shops = [

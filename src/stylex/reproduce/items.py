@@ -65,10 +65,14 @@ def check(what: str, shop: Workshop) -> None:
     """See, before any work, that what an item needs was given.
 
     Raises:
-        ConfigError: no such item, a model for one that trains its own, several seeds for one that takes one.
+        ConfigError: no such item, or an option that it does not take.
         DataError: a folder of data, or the released model, is missing; says where to get it.
     """
     default_experiments(what)
+    if what != "methods" and shop.seeds:
+        raise ConfigError(f"{what} is of one --seed; --seeds is for methods")
+    if what != "methods" and shop.recipes:
+        raise ConfigError(f"{what} is of one --recipe; --recipes is for methods")
     if what == "figure-3":
         figure_3.check(shop)
         return
@@ -76,8 +80,6 @@ def check(what: str, shop: Workshop) -> None:
         raise ConfigError(f"{what} trains its own models; --model is for figure-3")
     if what == "methods":
         methods.check(shop)
-    elif shop.seeds:
-        raise ConfigError(f"{what} is of one --seed; --seeds is for methods")
     shop.experiment.check(shop.folders)
 
 

@@ -51,7 +51,7 @@ class Workshop:
         study: numbers of protocol study.
         images_per_class: discovery images of each class for AttFind; None for the recipe's.
         model: a folder with the authors' released model, or a converted run; for figure 3.
-        recipes, seeds: of item `methods`; no seeds: `seed` alone.
+        recipes, seeds: of item `methods`; by default `RECIPES` and `seed`.
         faces: how many are rendered, where the experiment's are not given.
     """
 
@@ -67,7 +67,7 @@ class Workshop:
     study: StudySettings = field(default_factory=StudySettings)
     images_per_class: int | None = None
     model: Path | None = None
-    recipes: Sequence[str] = RECIPES
+    recipes: Sequence[str] = ()
     seeds: Sequence[int] = ()
     faces: int = 13_000
     say: Callable[[str], None] = lambda message: None
@@ -169,21 +169,27 @@ class Workshop:
         own = seed is None or seed == self.seed
         return self.home / (recipe if own else f"{recipe}-seed-{seed}")
 
-    def run(self, recipe: str, seed: int | None = None) -> Run:
-        """The run of a recipe, trained to its end.
+    def begun(self, recipe: str, seed: int | None = None) -> Run | None:
+        """The run of a recipe as it is there; None where it is not.
 
         Raises:
-            ConfigError: the one that is there was made with other settings, images or classifier.
+            ConfigError: it was made with other settings, images or classifier.
         """
         path, wanted = self.run_folder(recipe, seed), self.settings(recipe, seed)
+        if not (path / "run.json").exists():
+            return None
+        run, classifier = Run.open(path), classifiers.load(self.classifier_file())
+        check_run(run, wanted, data=self.data.fingerprint, classifier=classifier.fingerprint)
+        return run
+
+    def run(self, recipe: str, seed: int | None = None) -> Run:
+        """The run of a recipe, trained to its end; errors as for `begun`."""
+        path, run = self.run_folder(recipe, seed), self.begun(recipe, seed)
+        if run is not None and finished(run):
+            return run
         classifier = classifiers.load(self.classifier_file())
-        if (path / "run.json").exists():
-            run = Run.open(path)
-            check_run(run, wanted, data=self.data.fingerprint, classifier=classifier.fingerprint)
-            if finished(run):
-                return run
-        else:
-            run = create_run(path, wanted, self.data, classifier, self.hardware)
+        if run is None:
+            run = create_run(path, self.settings(recipe, seed), self.data, classifier, self.hardware)
         self.say(f"training {path.name}")
         place(classifier.freeze(), self.hardware)
         watch = training.watched_images(self.data)
@@ -230,22 +236,23 @@ class Workshop:
         """Test images, or sampled ones where the recipe has no encoder."""
         return prepare(model, self.data.test if model.encoder is not None else None, self.seed)
 
-    def evaluation(self, recipe: str, seed: int | None = None, *, control: bool = False) -> dict[str, object]:
+    def evaluation(self, recipe: str, seed: int | None = None, *, control: bool = False) -> dict[str, Any]:
         """evaluation.json of a recipe's run: of its attributes, our test images and this judge.
 
-        With `control` also of AttFind's other selection and of a classifier with random weights.
+        With `control` also of AttFind's other selection and of a classifier with random weights, or why not.
         """
         explainer, judge = self.explainer(recipe, seed), self.classifier_file(judge=True)
         file, test = explainer.run.path / "evaluation.json", self.test_images(explainer.model)
         if is_evaluated(explainer, test):
             known: dict[str, Any] = read_json(file)
-            has_control = RANDOM_WEIGHTS in {method["method"] for method in known["methods"]}
+            controls = {*(method["method"] for method in known["methods"]), *known.get("left_out", ())}
+            has_control = RANDOM_WEIGHTS in controls
             if known.get("judge") == classifiers.load(judge).fingerprint and (has_control or not control):
                 return known
         self.say(f"evaluating {explainer.run.path.name}")
         with explainer.run.locked():
             evaluate_run(explainer, test, judge=judge, control=control)
-        content: dict[str, object] = read_json(file)
+        content: dict[str, Any] = read_json(file)
         return content
 
     def study_result(self, recipe: str) -> dict[str, object]:
