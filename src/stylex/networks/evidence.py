@@ -1,4 +1,4 @@
-"""What speaks for a class, part by part: independent components of a classifier's local evidence."""
+"""What speaks for a class, part by part: components of a classifier's local evidence."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Evidence(nn.Module):
     Three 3 × 3 convolutions and a 1 × 1 give maps of evidence [N, L, 16, 16] whose sums are the classifier's
     L log-odds, up to a constant: a student that sees no more than a small neighbourhood of each place, as in
     Brendel & Bethge 2019 (BagNet). So evidence of glasses lies on glasses and evidence of grey hair on hair,
-    whatever the classifier itself computes. Independent components of these maps (`training.evidence` fits
-    student and components) then vary one by one: each is one thing that speaks for or against a class.
+    whatever the classifier itself computes. Components of these maps (`training.evidence` fits the student,
+    `training.causes` finds them) then vary one by one: each is one thing that speaks for or against a class.
 
     Nothing in here is trained with the networks around it; all numbers are buffers.
 

@@ -15,15 +15,14 @@ from stylex.hardware import Hardware
 from stylex.run import Run
 from stylex.training.origin import Origin, check_fits, write_start
 
-AT_ONCE = ("loss.adversarial_start_kimg=0", "loss.path_length_start_kimg=0", "sparsity.start_kimg=0")
-"""With an origin: what waits for a generator that has learned to draw need not wait."""
+AT_ONCE = ("loss.adversarial_start_kimg", "loss.path_length_start_kimg", "sparsity.start_kimg")
+"""Settings that are 0 with an origin: what waits for a generator that has learned to draw need not wait."""
 
 
 def kept_at_once(recipe: Recipe) -> list[str]:
     """The settings of `AT_ONCE` as a run that is there has them: not every version set them to 0."""
-    keys = [assignment.partition("=")[0] for assignment in AT_ONCE]
     values = dict(flat(recipe.model_dump()))
-    return [f"{key}={values[key]}" for key in keys]
+    return [f"{key}={values[key]}" for key in AT_ONCE]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Request:
                 return override(of_experiment, self.assignments)
             named = of_experiment if isinstance(of_experiment, str) else "fast"
             return load_recipe(self.recipe or named, self.assignments).model_dump()
-        first = [*AT_ONCE, *self.assignments]
+        first = [*(f"{key}=0" for key in AT_ONCE), *self.assignments]
         if self.recipe is not None:
             return load_recipe(self.recipe, first).model_dump()
         return override(self.origin.config.recipe.model_dump(mode="json"), first)
@@ -99,9 +98,9 @@ class Request:
         if self.origin is None:
             return ()
         own = load_recipe(self.recipe) if self.recipe else self.origin.config.recipe
-        recipe, given = own.model_dump(), {assignment.partition("=")[0] for assignment in self.assignments}
-        keys = [key for key in (assignment.partition("=")[0] for assignment in AT_ONCE) if key not in given]
-        moved = [key for key in keys if recipe[key.split(".")[0]][key.split(".")[1]] > 0]
+        values = dict(flat(own.model_dump()))
+        given = {assignment.partition("=")[0] for assignment in self.assignments}
+        moved = [key for key in AT_ONCE if key not in given and values[key] > 0]
         if not moved:
             return ()
         return (f"{', '.join(f'{key} 0' for key in moved)}: {self.origin.path} can draw already",)
