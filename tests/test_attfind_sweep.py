@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -107,10 +107,11 @@ def test_a_sweep_follows_weights_that_have_changed_since_the_last_one() -> None:
 def test_wide_layers_that_are_convolved_by_tiles_agree_with_the_slow_sweep(
     noise: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From 192 channels on a batch is done by tiles; the reference has one image of 16 px, too few pixels."""
+    """Of wide layers a batch is done by tiles; the reference has one image of 16 px, too few pixels."""
     torch.manual_seed(0)
     model = problems.tiny_model("fast", [f"training.noise={noise}"])
-    synthesis = Synthesis(16, {4: 8, 8: 8, 16: winograd.LEAST_CHANNELS}).requires_grad_(False)
+    width = winograd.LEAST_CHANNELS[2]
+    synthesis = Synthesis(16, {4: 8, 8: width, 16: width}).requires_grad_(False)
     for module in synthesis.layers:
         if hasattr(module, "noise_strength"):
             module.noise_strength.fill_(0.1)
@@ -121,14 +122,17 @@ def test_wide_layers_that_are_convolved_by_tiles_agree_with_the_slow_sweep(
     number = torch.arange(both.size)
     few = (number < 40) & (number % 3 == 0)  # of every layer some; the last one is wide
     space = StyleSpace(synthesis.layout, both.low.where(few, values), both.high.where(few, values))
-    tiles: list[int] = []
-    outputs = winograd.outputs
+    tiles: list[tuple[str, int]] = []
 
-    def counted(images: torch.Tensor, *more: Any) -> torch.Tensor:
-        tiles.append(len(images))
-        return outputs(images, *more)
+    def counted(name: str, whole: Any) -> Any:
+        def function(images: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+            tiles.append((name, len(images)))
+            return cast(torch.Tensor, whole(images, *more, **named))
 
-    monkeypatch.setattr(winograd, "outputs", counted)
+        return function
+
+    for name in ("outputs", "doubled"):
+        monkeypatch.setattr(winograd, name, counted(name, getattr(winograd, name)))
     before = model.classify(model.synthesise(styles))
     slow = before.repeat(2, space.size, 1)
     for direction in (0, 1):
@@ -138,8 +142,8 @@ def test_wide_layers_that_are_convolved_by_tiles_agree_with_the_slow_sweep(
     assert not tiles
     assert ((slow - before)[:, few].abs().amax(dim=(0, 2)) > 1e-3).all(), "else it would show nothing"
     fast = sweep(model, space, styles, batch_size=17)[0]
-    assert tiles
-    assert min(tiles) >= 16
+    assert {name for name, _ in tiles} == {"outputs", "doubled"}
+    assert min(count for name, count in tiles if name == "doubled") >= 16
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
     tiles.clear()
     joined = sweep(model, space, styles, batch_size=32, wanted=few.expand(2, -1))[0]

@@ -19,6 +19,7 @@ def convolve(
     slope: float,
     padding: int = 0,
     groups: int = 1,
+    kept: winograd.Kept | None = None,
 ) -> Tensor:
     """leaky_relu(conv2d(images, weight) + bias, slope), without gradients; slope 0 is ReLU.
 
@@ -30,6 +31,7 @@ def convolve(
         images: [N, C, H, W].
         weight: [O, C / groups, k, k].
         bias: [O] or None.
+        kept: of this weight, for the next call with it; what it holds comes from the calls before.
 
     Returns:
         [N, O, H + 2·padding − k + 1, W + 2·padding − k + 1].
@@ -39,9 +41,9 @@ def convolve(
         dtype = torch.get_autocast_dtype(kind)
         images, weight = images.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    if (padding, groups, *weight.shape[2:]) == (1, 1, 3, 3) and winograd.pays(images, weight):
-        found = convolution.convolve(images, weight, bias, padding=1)
-        return F.leaky_relu_(found, slope) if slope else F.relu_(found)
+    plain = (padding, groups, *weight.shape[2:]) == (1, 1, 3, 3)
+    if plain and winograd.pays(images, weight, images.shape[2:], kept=kept is not None):
+        return winograd.outputs(images, weight, bias, slope=slope, kept=kept)
     if kind == "cpu" and images.numel() and _offered(images.dtype):
         pads, ones = [padding, padding], [1, 1]
         rectifier, scalars = ("leaky_relu", [slope]) if slope else ("relu", [])
@@ -51,6 +53,22 @@ def convolve(
         return pointwise
     found = F.conv2d(images, weight, bias, padding=padding, groups=groups)
     return F.leaky_relu_(found, slope) if slope else F.relu_(found)
+
+
+def double(images: Tensor, weight: Tensor, kept: winograd.Kept | None = None) -> Tensor:
+    """conv_transpose2d with stride 2, without gradients: `networks.convolution`'s, or by tiles.
+
+    Args:
+        images: [N, O, H, W].
+        weight: [O, C, 3, 3].
+        kept: as for `convolve`.
+
+    Returns:
+        [N, C, 2·H + 1, 2·W + 1].
+    """
+    if winograd.pays(images, weight, images.shape[2:], 2, kept=kept is not None):
+        return winograd.doubled(images, weight, kept)
+    return convolution.convolve_transposed(images, weight)
 
 
 @cache

@@ -8,7 +8,7 @@ convolution with bias and leaky ReLU. In the changed layer itself a style s_c th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from stylex import fused
 from stylex.hardware import has_amx
-from stylex.networks import StyleLayer, Synthesis, SynthesisState
-from stylex.networks.convolution import convolve, convolve_transposed
+from stylex.networks import StyleLayer, Synthesis, SynthesisState, winograd
+from stylex.networks.convolution import convolve
 from stylex.networks.generator import Noise, StyledConv, ToRGB
 from stylex.networks.layers import FIR_TAPS, SQRT2, at_least_float32, energy, upsample2
 
@@ -41,7 +41,7 @@ class _Convolution:
     `weight` [O, C, 3, 3]; `bias` [O]; `noise` [1, 1, H, W] or None. Where the layer doubles the resolution
     either `weight` is [C, O, 3, 3] and the FIR filter `fir` [O, 1, 4, 4] follows, or `phases`: weight
     [2 · 2 · O, C, 3, 3] (row, column, channel) and bias [2 · 2 · O] make the four new pixels within each old
-    one, with the filter in the weight.
+    one, with the filter in the weight. `kept` is what the weight is transformed to where that is done.
     """
 
     weight: Tensor
@@ -49,14 +49,17 @@ class _Convolution:
     noise: Tensor | None
     fir: Tensor | None = None
     phases: bool = False
+    kept: winograd.Kept = field(default_factory=dict)
 
     def __call__(self, features: Tensor) -> Tensor:
         weight, groups = self.weight, 1
         if self.fir is not None:
-            features = convolve_transposed(features, weight)
+            features = fused.double(features, weight, self.kept)
             weight, groups = self.fir, len(self.fir)
         if self.noise is None:
-            found = fused.convolve(features, weight, self.bias, slope=SLOPE, padding=1, groups=groups)
+            found = fused.convolve(
+                features, weight, self.bias, slope=SLOPE, padding=1, groups=groups, kept=self.kept
+            )
             return _woven(found) if self.phases else found
         if groups == 1:
             found = convolve(features, weight, self.bias, padding=1)

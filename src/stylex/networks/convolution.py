@@ -54,12 +54,14 @@ class _Geometry:
 
     def outputs(self, images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.by_tiles(images, weight):
-            found = winograd.outputs(images, weight)
-            return found if bias is None else found.add_(bias[:, None, None])
+            whole = winograd.outputs if self.stride == 1 else winograd.halved
+            return whole(images, weight, bias)
         return F.conv2d(images, weight, bias, stride=self.stride, padding=self.padding)
 
     def adjoint(self, outputs: Tensor, weight: Tensor) -> Tensor:
         if self.by_tiles(outputs, weight):
+            if self.stride == 2:
+                return winograd.doubled(outputs, weight)
             return winograd.outputs(outputs, weight, adjoint=True)
         if self.stride > 1 and not _gradient_is_faster(outputs):
             rest = [
@@ -78,14 +80,19 @@ class _Geometry:
         """The weight's gradient [O, C, k, k]."""
         weight = _blank(images, outputs.shape[1], images.shape[1], kernel, kernel)
         if self.by_tiles(images, weight):
-            return winograd.correlation(images, outputs)
+            return winograd.correlation(images, outputs, self.stride)
         found = self.gradients(outputs, images, weight, [False, True, False])[1]
         assert found is not None
         return found
 
     def by_tiles(self, images: Tensor, weight: Tensor) -> bool:
-        plain = (self.stride, self.padding, *weight.shape[2:]) == (1, 1, 3, 3)
-        return plain and winograd.pays(images, weight)
+        """Whether `winograd` does it; `images` are those that go in, here or into the adjoint."""
+        shape = (self.stride, self.padding, *weight.shape[2:])
+        if shape == (1, 1, 3, 3):
+            return winograd.pays(images, weight, self.size)
+        odd = self.size[0] % 2 == self.size[1] % 2 == 1
+        halves = [side // 2 for side in self.size]
+        return shape == (2, 0, 3, 3) and odd and winograd.pays(images, weight, halves, stride=2)
 
     def gradients(
         self, outputs: Tensor, images: Tensor, weight: Tensor, wanted: list[bool]
@@ -110,7 +117,7 @@ def convolve(
 ) -> Tensor:
     """conv2d, gradients of any order; second ones are faster where `second_order` announced them.
 
-    Wide 3 × 3 convolutions in float32 are done by tiles (`networks.winograd`), whose rounding is about four
+    Wide 3 × 3 convolutions in float32 are done by tiles (`networks.winograd`), whose rounding is up to five
     times as large as a direct convolution's.
 
     Args:
@@ -139,9 +146,11 @@ def convolve_transposed(images: Tensor, weight: Tensor) -> Tensor:
     Returns:
         [N, C, 2·H + k − 2, 2·W + k − 2].
     """
-    if _ours(images, weight) and (_SECOND_ORDER.get() or _gradient_is_faster(images)):
+    if _ours(images, weight):
         height, width = (2 * side + weight.shape[-1] - 2 for side in images.shape[2:])
-        return _convolution(images, weight, None, _Geometry(2, 0, (height, width)), True)
+        geometry = _Geometry(2, 0, (height, width))
+        if _SECOND_ORDER.get() or _gradient_is_faster(images) or geometry.by_tiles(images, weight):
+            return _convolution(images, weight, None, geometry, True)
     return F.conv_transpose2d(images, weight, stride=2)
 
 
