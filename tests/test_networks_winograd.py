@@ -145,13 +145,15 @@ def test_wide_layers_in_float32_are_done_by_tiles_and_stay_close() -> None:
         (images[:, :-1], weight[:, :-1]),
         (images, weight[:-1]),
         (images[..., :-4, :-2], weight),
-        (images[..., :24, :24], weight),
+        (images[..., :48, :48], weight),
     ):
         assert not pays(other, kernel, other.shape[2:])
         torch.testing.assert_close(
             convolve3(other, kernel), F.conv2d(other, kernel, padding=1), rtol=0, atol=0
         )
-    assert pays(images[..., :16, :16], weight, (16, 16), kept=True)
+    some = images[..., :40, :40]
+    assert not pays(some, weight, (40, 40))
+    assert pays(some, weight, (40, 40), kept=True)
 
 
 def test_wide_layers_with_stride_two_stay_close() -> None:
@@ -161,6 +163,7 @@ def test_wide_layers_with_stride_two_stay_close() -> None:
     assert pays(small, weight, (32, 32), stride=2)
     assert not pays(small, weight[1:], (32, 32), stride=2)
     assert not pays(small[:1], weight, (32, 32), stride=2)
+    assert pays(small[:1], weight, (32, 32), stride=2, kept=True)
     for found, exact in (
         (halve(large, weight), F.conv2d(large.double(), weight.double(), stride=2)),
         (convolve_transposed(small, weight), F.conv_transpose2d(small.double(), weight.double(), stride=2)),

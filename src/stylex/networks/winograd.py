@@ -23,10 +23,10 @@ from torch import Tensor
 LEAST_CHANNELS = {1: 96, 2: 320}
 """By stride, on either side; below, moving data costs what multiplications save (docs/benchmarks.md)."""
 
-LEAST_PIXELS, LEAST_PIXELS_KEPT = {1: 1024, 2: 2048}, {1: 256, 2: 1024}
-"""By stride, of all images of a batch together (of the smaller ones); below, transforms cost too much.
+LEAST_WORK = {1: 1 << 18, 2: 1 << 19}
+"""By stride, channels times pixels of a batch (of the smaller images); half where a transformed weight is kept.
 
-The second where a weight is transformed once for many calls.
+Below, transforming the weight and calling many operations cost what multiplications save.
 """
 
 PART_BYTES = 32 << 20
@@ -129,12 +129,13 @@ def pays(images: Tensor, weight: Tensor, size: Sequence[int], stride: int = 1, *
         kept: the transformed weight is kept for many calls.
     """
     height, width = size
-    least = LEAST_PIXELS_KEPT if kept else LEAST_PIXELS
+    channels = min(weight.shape[:2])
+    least = LEAST_WORK[stride] // (2 if kept else 1)
     return (
         images.device.type == "cpu"
         and images.dtype == weight.dtype == torch.float32
-        and min(weight.shape[:2]) >= LEAST_CHANNELS[stride]
-        and len(images) * height * width >= least[stride]
+        and channels >= LEAST_CHANNELS[stride]
+        and channels * len(images) * height * width >= least
         and height % 4 == width % 4 == 0
         and not torch.is_autocast_enabled("cpu")
     )
