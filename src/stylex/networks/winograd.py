@@ -24,9 +24,10 @@ LEAST_CHANNELS = {1: 96, 2: 320}
 """By stride, on either side; below, moving data costs what multiplications save (docs/benchmarks.md)."""
 
 LEAST_WORK = {1: 1 << 18, 2: 1 << 19}
-"""By stride, channels times pixels of a batch (of the smaller images); half where a transformed weight is kept.
+"""By stride, channels times pixels of a batch (of the smaller images).
 
-Below, transforming the weight and calling many operations cost what multiplications save.
+Below, transforming the weight and calling many operations cost what multiplications save; where the
+transformed weight is kept, below half of it.
 """
 
 PART_BYTES = 32 << 20
