@@ -137,7 +137,7 @@ def pays(images: Tensor, weight: Tensor, size: Sequence[int], stride: int = 1, *
         and images.dtype == weight.dtype == torch.float32
         and channels >= LEAST_CHANNELS[stride]
         and channels * len(images) * height * width >= least
-        and height % 4 == width % 4 == 0
+        and (_saves(size) if stride == 1 else height % 4 == width % 4 == 0)
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -283,6 +283,12 @@ def _line_doubled(line: Tensor, taps: Tensor) -> Tensor:
 def _way(size: Sequence[int]) -> Way:
     """By fours or sixes, whichever has fewer places for an image of this height and width."""
     return min((BY_FOUR, BY_SIX), key=lambda way: way.places**2 * math.prod(_tiles(way, size)))
+
+
+def _saves(size: Sequence[int]) -> bool:
+    """Whether at most half of the multiplications are left, although tiles reach beyond the image."""
+    way = _way(size)
+    return 2 * way.places**2 * math.prod(_tiles(way, size)) <= 9 * math.prod(size)
 
 
 def _tiles(way: Way, size: Sequence[int]) -> tuple[int, int]:
