@@ -24,7 +24,7 @@ demo: $(VENV)/.web-installed
 
 # One thread a worker: two workers that each used all cores would wait for each other.
 test: $(VENV)/.test-installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev-installed
 	$(RUN) -m ruff format --check src tests scripts
