@@ -14,10 +14,12 @@ import training_problems
 from stylex.attfind import find_attributes, load_logits, search
 from stylex.classifiers import Classifier
 from stylex.classifiers.architectures import build
+from stylex.cli.evaluate import describe
 from stylex.errors import ClassifierError, RunError, StylexError
+from stylex.evaluation.comparison import as_markdown, compare_runs
 from stylex.evaluation.controls import RANDOM_WEIGHTS, other_selection, random_weight_ranking, random_weights
 from stylex.evaluation.measure import prepare
-from stylex.evaluation.stage import evaluate_run
+from stylex.evaluation.stage import evaluate_run, is_evaluated
 from stylex.explainer import Explainer, open_explainer
 from stylex.run import Run, read_json
 
@@ -103,7 +105,17 @@ def test_without_an_encoder_nothing_is_said_of_reconstructions(tmp_path: Path) -
     found = evaluate_run(explainer, prepare(explainer.model, None, 0, count=12), counts=(1, 2))
     assert found.images == 12
     assert found.coverage == ()
-    assert read_json(run.path / "evaluation.json")["coverage"] == []
+    assert (found.agreement, found.l1) == (None, None)
+    assert {method.against_original for method in found.methods} == {None}
+    stored = read_json(run.path / "evaluation.json")
+    assert (stored["coverage"], stored["agreement"], stored["l1"]) == ([], None, None)
+    said = describe(found).splitlines()
+    assert said[0] == f"12 sampled images, no reconstructions of images; {found.coordinates} coordinates"
+    assert not any("class kept" in line or "by their original" in line for line in said)
+    rows = compare_runs([run.path]).rows
+    assert {row.agreement for row in rows} == {None}
+    assert as_markdown(compare_runs([run.path])).splitlines()[-1].endswith("| – |")
+    assert is_evaluated(explainer)
 
 
 @pytest.mark.parametrize("architecture", ["small_cnn", "mobilenet_v2"])

@@ -223,5 +223,8 @@ def test_a_model_that_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     evaluate_run(explainer, test)
     content = compose(explainer, None, test, "", Amounts(1, 1, 1))
     assert content.reconstructions == ()
+    assert content.reconstruction_figures == {}
+    assert "12 images that the model sampled anew" in content.facts["Test"]
+    assert "Does the generator keep" not in render_html(content)
     assert content.provenance["data sha256"] == "sampled latents"
     assert any(section.counterfactuals for section in content.targets)

@@ -148,6 +148,12 @@ def test_figures(made: Workshop) -> None:
     assert len(reproduce("figure-2", made).content["images"]) == 8
 
 
+def test_a_recipe_without_an_encoder_has_no_reconstructions_to_show(made: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="figure-2 shows reconstructions; recipe 'stylegan2' has none"):
+        reproduce("figure-2", replace(made, recipe=STYLEGAN2, home=tmp_path / "home"))
+    assert not (tmp_path / "home").exists()
+
+
 def test_compute(made: Workshop) -> None:
     item = reproduce("compute", made)
     assert item.content["runs"]["fast"]["images_per_second"] == 10  # the last line was cut off
@@ -286,6 +292,8 @@ def test_verdicts() -> None:
     assert reconstruction(agreement(0.91, 0.99)).word == "supported"
     assert reconstruction(agreement(0.85, 0.95)).word == "undecided"
     assert reconstruction(agreement(0.5, 0.6)).word == "not supported"
+    nothing = reconstruction(None)
+    assert (nothing.word, nothing.evidence) == ("undecided", ("the recipe reconstructs no images",))
     chance = curve("random", 0.05, 0.01, 0.1)
     assert attributes([curve("AttFind", 0.9, 0.8, 0.95, 0.9), chance]).word == "supported"
     assert attributes([curve("AttFind", 0.9, 0.8, 0.95, 0.3), chance]).word == "not supported"

@@ -188,15 +188,21 @@ def describe_study(found: StudyResult) -> str:
 def describe(found: Evaluation) -> str:
     """The figures as a table."""
     agreement = found.agreement
-    lines = [
-        f"class kept by {agreement.estimate:.1%} of {found.images} reconstructions "
-        f"({agreement.low:.1%} to {agreement.high:.1%}), L1 {found.l1:.3f}, {found.coordinates} coordinates",
-    ]
+    if agreement is None or found.l1 is None:
+        lines = [
+            f"{found.images} sampled images, no reconstructions of images; {found.coordinates} coordinates"
+        ]
+    else:
+        lines = [
+            f"class kept by {agreement.estimate:.1%} of {found.images} reconstructions ({agreement.low:.1%} "
+            f"to {agreement.high:.1%}), L1 {found.l1:.3f}, {found.coordinates} coordinates",
+        ]
     if found.methods:
         judged = any(method.confirmed is not None for method in found.methods)
         lines += LEGEND if judged else LEGEND[:1] + UNJUDGED
     for target in dict.fromkeys(method.target for method in found.methods):
-        lines += describe_flips([method for method in found.methods if method.target == target])
+        towards = [method for method in found.methods if method.target == target]
+        lines += describe_flips(towards, sampled=agreement is None)
     if found.factors is not None:
         shares = ", ".join(f"{name} {share.estimate:.3f}" for name, share in found.factors.agreement.items())
         lines.append(f"factors that survive reconstruction: {shares}")
@@ -207,8 +213,11 @@ def describe(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def describe_flips(methods: Sequence[MethodResult]) -> list[str]:
-    """All methods towards one target as an aligned table, at SHOWN and at each one's last k."""
+def describe_flips(methods: Sequence[MethodResult], *, sampled: bool = False) -> list[str]:
+    """All methods towards one target as an aligned table, at SHOWN and at each one's last k.
+
+    Images that the model sampled have no original that could be of another class.
+    """
     judged = any(method.confirmed is not None for method in methods)
     head = ["method", "k", "flips %", "of original %", *(["confirmed %"] if judged else []), "moved"]
     rows = [head]
@@ -230,8 +239,9 @@ def describe_flips(methods: Sequence[MethodResult]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first = methods[0]
     apart = 0 if first.against_original is None else first.against_original.n
+    originals = "sampled" if sampled else f"{apart} of them outside by their original too"
     return [
-        f"→ '{first.target}': {first.curve.n} images, {apart} of them outside by their original too",
+        f"→ '{first.target}': {first.curve.n} images, {originals}",
         *(
             "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows

@@ -46,7 +46,7 @@ class Row:
     images: int
     confirmed: float | None
     distance: float
-    agreement: float
+    agreement: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -327,11 +327,12 @@ def as_markdown(found: RunsCompared, base: Path | None = None) -> str:
         if base is not None and place.resolve().is_relative_to(base.resolve()):
             place = place.resolve().relative_to(base.resolve())
         confirmed = "–" if row.confirmed is None else f"{row.confirmed:.2f}"
+        agreement = "–" if row.agreement is None else f"{row.agreement:.3f}"
         lines.append(
             f"| [{Path(row.run).name}]({(place / 'config.yaml').as_posix()}) | {row.recipe} | {row.seed} | "
             f"{row.kimg:g} | {row.method} | {row.target} | {row.k} of {row.coordinates} | {row.rate:.2f} "
             f"({row.low:.2f} to {row.high:.2f}) | {row.images} | {confirmed} | {row.distance:.3f} | "
-            f"{row.agreement:.3f} |"
+            f"{agreement} |"
         )
     return "\n".join(lines)
 
@@ -364,6 +365,7 @@ def _run_names(runs: Sequence[str]) -> str:
 
 
 def _rows(run: Run, content: Mapping[str, Any], k: int) -> list[Row]:
+    agreement = content["agreement"]
     found = []
     for method in content["methods"]:
         curve = method["curve"]
@@ -385,7 +387,7 @@ def _rows(run: Run, content: Mapping[str, Any], k: int) -> list[Row]:
                 curve["n"],
                 None if confirmed is None else confirmed[place]["share"],
                 method["distance"][place],
-                content["agreement"]["estimate"],
+                None if agreement is None else agreement["estimate"],
             )
         )
     return found

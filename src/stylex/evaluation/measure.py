@@ -57,8 +57,9 @@ class MethodResult:
     """One method towards one target: its flip curve and the two companions without which it is not quoted.
 
     `against_original` is the curve over the images whose original is outside the target too (None where there
-    is none). `confirmed` gives, for each k of the curve, the share of flips that the independent classifier
-    sees as well (None without one); `distance` the mean absolute change of a pixel, images in [-1, 1].
+    is none, or images are sampled). `confirmed` gives, for each k of the curve, the share of flips that the
+    independent classifier sees as well (None without one); `distance` the mean absolute change of a pixel,
+    images in [-1, 1].
     """
 
     method: str
@@ -102,7 +103,8 @@ class Evaluation:
     """Figures of a run on its test images.
 
     `agreement` is the share of images whose class survives reconstruction, `l1` the mean absolute difference
-    of a pixel between image and reconstruction, `single` the flip rate of each attribute alone, by target.
+    of a pixel between image and reconstruction (both None without an encoder: the images are sampled, and no
+    image is reconstructed), `single` the flip rate of each attribute alone, by target.
     Targets outside of which there is no test image are missing in `methods` and `single`. `factors`,
     `quality` and `truth` are None where they were not asked for. `measured` says which the images were,
     `coverage` of which of them, class by class, reconstruction lets the model speak; it is empty without an
@@ -112,8 +114,8 @@ class Evaluation:
     images: int
     measured: MeasuredImages
     coordinates: int
-    agreement: Interval
-    l1: float
+    agreement: Interval | None
+    l1: float | None
     methods: tuple[MethodResult, ...]
     single: dict[str, tuple[Interval, ...]]
     factors: FactorAgreement | None = None
@@ -127,7 +129,7 @@ class Evaluation:
             "images": self.images,
             "measured": self.measured.to_json(),
             "coordinates": self.coordinates,
-            "agreement": self.agreement.to_json(),
+            "agreement": None if self.agreement is None else self.agreement.to_json(),
             "l1": self.l1,
             "methods": [method.to_json() for method in self.methods],
             "single": {target: [rate.to_json() for rate in rates] for target, rates in self.single.items()},
@@ -240,9 +242,11 @@ def evaluate(
         results.append(bench.random(seed))
         say(f"each attribute towards {name}")
         single[name] = tuple(bench.alone(change) for change in rankings["AttFind"])
-    kept = same_class(test.logits_original, test.logits, model.classifier.activation)
-    l1 = float((test.images.to(test.reconstructions.device) - test.reconstructions).abs().mean())
-    agreement = wilson(int(kept.sum()), len(kept))
+    agreement = l1 = None
+    if model.encoder is not None:
+        kept = same_class(test.logits_original, test.logits, model.classifier.activation)
+        agreement = wilson(int(kept.sum()), len(kept))
+        l1 = float((test.images.to(test.reconstructions.device) - test.reconstructions).abs().mean())
     return Evaluation(
         len(test.names), identify(model, test), space.size, agreement, l1, tuple(results), single
     )
@@ -367,6 +371,9 @@ class _Bench:
     ) -> MethodResult:
         after = np.stack([part.classes for part in edited])
         apart = self._original != self._target
+        against_original = None
+        if self._model.encoder is not None and apart.any():
+            against_original = flip_curve(self._original[apart], after[:, apart], counts, self._target)
         confirmed = None
         if self._judged_before is not None:
             confirmed = tuple(
@@ -378,7 +385,7 @@ class _Bench:
             method,
             self._model.class_names[self._target],
             flip_curve(self._before, after, counts, self._target),
-            flip_curve(self._original[apart], after[:, apart], counts, self._target) if apart.any() else None,
+            against_original,
             confirmed,
             tuple(float(part.distance.mean()) for part in edited),
             tuple(changes),

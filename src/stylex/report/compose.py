@@ -131,7 +131,9 @@ def compose(
         reconstructions=_reconstructions(explainer, test, shown.reconstructions)
         if model.encoder is not None
         else (),
-        reconstruction_figures={
+        reconstruction_figures={}
+        if agreement is None
+        else {
             "Class kept": f"{agreement['estimate']:.1%} of {evaluation['images']} test images "
             f"(95 % interval {agreement['low']:.1%} to {agreement['high']:.1%})",
             "Mean absolute difference": f"{evaluation['l1']:.3f} (pixels from −1 to 1)",
@@ -185,6 +187,7 @@ def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, 
     settings = explainer.findings.settings
     report: Any = model.classifier.report
     accuracy = report.get("validation", {}).get("accuracy") if isinstance(report, Mapping) else None
+    unseen = "the model sampled anew" if model.encoder is None else "neither training nor discovery saw"
     return {
         "Experiment": run.config.experiment,
         "Classifier": f"{model.classifier.architecture}, classes {', '.join(model.class_names)}"
@@ -196,7 +199,7 @@ def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, 
         "Search": f"{settings.method} selection on {explainer.findings.images} discovery images "
         f"({explainer.findings.unstable} left out as unstable), "
         f"effects on {settings.effect.replace('_', '-')}" + _screened(explainer.findings),
-        "Test": f"{evaluation['images']} images that neither training nor discovery saw; "
+        "Test": f"{evaluation['images']} images that {unseen}; "
         "coordinates go to the ends of the range seen in discovery",
     }
 
@@ -221,11 +224,12 @@ def _warnings(evaluation: Mapping[str, Any], findings: Findings) -> tuple[str, .
             + (f" and {len(without) - 5} more classes" if len(without) > 5 else "")
             + ": no discovery image counts as it, or nothing moves there."
         )
-    agreement = evaluation["agreement"]["estimate"]
-    if agreement < LOW_AGREEMENT:
+    agreement = evaluation["agreement"]
+    if agreement is not None and agreement["estimate"] < LOW_AGREEMENT:
         warnings.append(
-            f"The classifier keeps its class on only {agreement:.0%} of the reconstructions; explanations "
-            "of the others are about a different image. Train longer before trusting this report."
+            f"The classifier keeps its class on only {agreement['estimate']:.0%} of the reconstructions; "
+            "explanations of the others are about a different image. Train longer before trusting this "
+            "report."
         )
     if findings.unstable > findings.images / 4:
         warnings.append(

@@ -52,12 +52,19 @@ def make(shop: Workshop) -> Item:
     return Item("claims", shop.experiment.name, "\n".join(lines), content)
 
 
-def reconstruction(agreement: dict[str, Any]) -> Verdict:
-    """Claim 1: supported where the interval of the share that keeps its class lies above KEPT."""
+def reconstruction(agreement: dict[str, Any] | None) -> Verdict:
+    """Claim 1: supported where the interval of the share that keeps its class lies above KEPT.
+
+    Args:
+        agreement: of evaluation.json; None of a recipe without an encoder.
+    """
+    claim = "StylEx reconstructs images with what the classifier sees in them."
+    if agreement is None:
+        return Verdict(claim, "undecided", ("the recipe reconstructs no images",))
     low, high = agreement["low"], agreement["high"]
     word: Word = "supported" if low >= KEPT else "not supported" if high < KEPT else "undecided"
     return Verdict(
-        "StylEx reconstructs images with what the classifier sees in them.",
+        claim,
         word,
         (
             f"{agreement['estimate']:.1%} of {agreement['n']} test images keep their class ({low:.1%} to "

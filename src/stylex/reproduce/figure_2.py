@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from stylex.config import load_recipe
 from stylex.counterfactuals import to_picture
+from stylex.errors import ConfigError
 from stylex.evaluation.intervals import bootstrap_mean, wilson
 from stylex.evaluation.measure import same_class
 from stylex.model import load_model
@@ -12,6 +14,13 @@ from stylex.reproduce.sheets import Cell, Item, draw_sheet
 from stylex.reproduce.workshop import Workshop
 
 COLUMNS = 8
+
+
+def check(shop: Workshop) -> None:
+    """Raise ConfigError, before any training, for a recipe that reconstructs nothing."""
+    recipe = shop.stylex_recipe
+    if not load_recipe(recipe, shop.assignments).encodes:
+        raise ConfigError(f"figure-2 shows reconstructions; recipe '{recipe}' has none")
 
 
 def make(shop: Workshop) -> Item:

@@ -80,6 +80,8 @@ def check(what: str, shop: Workshop) -> None:
         raise ConfigError(f"{what} trains its own models; --model is for figure-3")
     if what == "methods":
         methods.check(shop)
+    if what == "figure-2":
+        figure_2.check(shop)
     shop.experiment.check(shop.folders)
 
 
