@@ -15,7 +15,7 @@ from stylex.cli.evaluate import describe, describe_flips
 from stylex.evaluation.controls import RANDOM_WEIGHTS
 from stylex.evaluation.flips import confirmed_share, flip_curve
 from stylex.evaluation.measure import MethodResult, TestImages, prepare
-from stylex.evaluation.stage import PARTS, evaluate_run
+from stylex.evaluation.stage import OTHER_SELECTION, PARTS, evaluate_run
 from stylex.explainer import Explainer, open_explainer
 from stylex.run import read_json, write_json
 from test_evaluation_measure import measure
@@ -136,3 +136,31 @@ def test_what_another_judge_said_is_not_kept(explainer: Explainer, tmp_path: Pat
     content, methods = again(explainer, test, judge=tmp_path / "judge.safetensors")
     assert (content["quality"], content["truth"]) == (None, {"faces": 24})
     assert RANDOM_WEIGHTS not in methods
+
+
+def test_why_a_control_is_left_out_stays_as_long_as_the_controls_do(
+    explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = prepare(explainer.model, training_problems.images(12, seed=5), 0)
+    why = {OTHER_SELECTION: "it was screened"}
+    earlier(explainer, test, left_out=why)
+    assert again(explainer, test)[0]["left_out"] == why
+    assert again(explainer, test)[0]["left_out"] == why
+
+    def controls(*_: object) -> tuple[dict[str, Any], dict[str, str]]:
+        return {}, {RANDOM_WEIGHTS: "nothing to draw"}
+
+    with monkeypatch.context() as patched:  # asked for again: what holds is what came out now
+        patched.setattr("stylex.evaluation.stage._controls", controls)
+        content, methods = again(explainer, test, control=True)
+        assert RANDOM_WEIGHTS in methods  # as measured before, so that there is one
+        assert content["left_out"] == {}
+        earlier(explainer, test, left_out=why, methods=[])
+        assert again(explainer, test, control=True)[0]["left_out"] == {RANDOM_WEIGHTS: "nothing to draw"}
+    earlier(explainer, test, left_out=why, attributes="others")
+    assert again(explainer, test)[0]["left_out"] == {}
+    judge = training_problems.classifier(seed=3)
+    judge.options = {"widths": [4, 4, 8, 8]}
+    judge.save(tmp_path / "judge.safetensors")
+    earlier(explainer, test, left_out=why)  # another judge: the controls go, and what is said of them
+    assert again(explainer, test, judge=tmp_path / "judge.safetensors")[0]["left_out"] == {}

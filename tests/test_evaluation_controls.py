@@ -86,6 +86,7 @@ def test_a_control_that_cannot_be_had_is_left_out(
         raise error("nothing to draw")
 
     monkeypatch.setattr("stylex.evaluation.controls.random_weights", none)
+    (path / "evaluation.json").unlink(missing_ok=True)  # which may hold the control from before
     explainer = opened(path)
     test = prepare(explainer.model, training_problems.images(12, seed=5), 0)
     found = evaluate_run(explainer, test, control=True)
@@ -94,6 +95,7 @@ def test_a_control_that_cannot_be_had_is_left_out(
     assert read_json(path / "evaluation.json")["left_out"] == found.left_out
     assert f"{RANDOM_WEIGHTS} is left out: nothing to draw" in caplog.text
     assert evaluate_run(explainer, test).left_out == {}
+    assert read_json(path / "evaluation.json")["left_out"] == found.left_out  # as the other selection stays
 
 
 def test_without_an_encoder_nothing_is_said_of_reconstructions(tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ def evaluate_run(
     """Measure flip curves, controls and reconstruction on test images and keep them in the run.
 
     What an earlier evaluation of the same attributes on the same images measured and this one was not asked
-    for (factors, quality, truth, the rankings of `control`) stays in evaluation.json, and is said; of other
-    attributes or images it goes.
+    for (factors, quality, truth, the rankings of `control` and why others are left out) stays in
+    evaluation.json, and is said; of other attributes or images it goes.
 
     Args:
         test: what `prepare` made of the test images.
@@ -198,7 +198,7 @@ def evaluate_run(
         "judge": None if judging is None else judging.fingerprint,
         **found.to_json(),
     }
-    write_json(_file(run), _with_kept(explainer, content, source))
+    write_json(_file(run), _with_kept(explainer, content, source, control))
     return found
 
 
@@ -224,9 +224,12 @@ def _controls(
     return others, left_out
 
 
-def _with_kept(explainer: Explainer, content: dict[str, Any], source: str | None) -> dict[str, Any]:
+def _with_kept(
+    explainer: Explainer, content: dict[str, Any], source: str | None, control: bool
+) -> dict[str, Any]:
     """An evaluation, with the parts of the run's earlier one that still hold in place of those not measured.
 
+    Why a control is left out stays and goes with the controls; with `control` it was asked for anew.
     Test images that the model samples say nothing of the real ones that image quality was measured against:
     quality is kept there only where both are the run's own.
     """
@@ -240,11 +243,14 @@ def _with_kept(explainer: Explainer, content: dict[str, Any], source: str | None
     parts = [part for part in PARTS if content[part] is None and old.get(part) is not None]
     new = {method["method"] for method in content["methods"]}
     methods = [each for each in old.get("methods", []) if each["method"] in CONTROLS - new]
-    lost = parts + sorted({each["method"] for each in methods})
-    if not lost:
+    rankings = sorted({each["method"] for each in methods})
+    reasons = content["left_out"] if control else old.get("left_out", {})
+    lost = parts + rankings
+    if not lost and not reasons:
         return content
     if _images_of(old) != _images_of(content) or old.get("attributes") != content["attributes"]:
-        log.warning("%s: %s of other attributes or images dropped", file, ", ".join(lost))
+        if lost:
+            log.warning("%s: %s of other attributes or images dropped", file, ", ".join(lost))
         return content
     confirming = "judge" in old and old["judge"] == content["judge"]
     kept = [part for part in parts if part != "quality" or confirming or not _asks_judge(old[part])]
@@ -253,7 +259,9 @@ def _with_kept(explainer: Explainer, content: dict[str, Any], source: str | None
     found = {**content, **{part: old[part] for part in kept}}
     if confirming:
         found["methods"] = content["methods"] + methods
-        kept += sorted({each["method"] for each in methods})
+        there = {name if name == RANDOM_WEIGHTS else OTHER_SELECTION for name in rankings}
+        found["left_out"] = {name: why for name, why in reasons.items() if name not in there}
+        kept += rankings
     dropped = [part for part in lost if part not in kept]
     if dropped:
         log.warning("%s: %s of another judge or other images dropped", file, ", ".join(dropped))
