@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from stylex.errors import ConfigError, DataError
 from stylex.evaluation.study_protocol import StudySettings
 from stylex.reproduce.claims import attributes, comparison, reconstruction
 from stylex.reproduce.experiments import EXPERIMENTS, experiment, parse_folders
-from stylex.reproduce.items import ITEMS, default_experiments, reproduce
+from stylex.reproduce.items import ITEMS, USES, default_experiments, reproduce
 from stylex.reproduce.kept import finished
 from stylex.reproduce.workshop import STYLEGAN2, Workshop
 from stylex.run import read_json, read_tensors, write_json, write_tensors
@@ -87,14 +87,39 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+OPTIONS = {"set": "assignments", "images": "images_per_class"} | {
+    name: name for name in ("recipe", "study", "epochs", "size", "seed")
+}
+"""Option → the workshop's attribute."""
+
+
+def watched(shop: Workshop) -> tuple[Workshop, set[str]]:
+    """A copy of a workshop, and the names of its attributes that are read."""
+    read: set[str] = set()
+
+    class Watched(Workshop):
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    return Watched(**{field.name: getattr(shop, field.name) for field in fields(shop)}), read
+
+
 @pytest.mark.parametrize("what", [what for what in ITEMS if what != "figure-3"])
-def test_every_item_is_written(made: Workshop, tmp_path: Path, what: str) -> None:
+def test_every_item_is_written_and_uses_the_options_that_it_takes(
+    made: Workshop, tmp_path: Path, what: str
+) -> None:
     if what == "methods":  # of several recipes, each as the experiment's own
         home = tmp_path / "home"
         shutil.copytree(made.home, home, ignore=shutil.ignore_patterns("fast", STYLEGAN2))
         made = replace(made, home=home, recipe=None, recipes=("fast", "study"))
         problems.save_tiny_run(home / "fast", problems.tiny_model("evidence"), config=made.settings("fast"))
-    item = reproduce(what, made)
+    shop, read = watched(made)
+    item = reproduce(what, shop)
+    used = {option for option, name in OPTIONS.items() if name in read}
+    if what == "methods":
+        used.remove("recipe")  # which it reads to refuse it
+    assert used == set(USES[what]) & set(OPTIONS)
     assert item.experiment == "study-afhq"
     names = {file.name for file in item.files}
     assert {f"{what}.md", f"{what}.json"} <= names

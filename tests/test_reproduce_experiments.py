@@ -25,7 +25,7 @@ from stylex.cli.app import main
 from stylex.data import render_avatars
 from stylex.model import Model
 from stylex.reproduce.experiments import EXPERIMENTS, experiment
-from stylex.reproduce.items import BOTH, reproduce
+from stylex.reproduce.items import BOTH, ITEMS, USES, reproduce
 from stylex.reproduce.workshop import STYLEGAN2, Workshop
 from stylex.run import Run, read_json
 from test_reproduce import CPU, SMALL, afhq, save_classifier
@@ -186,6 +186,38 @@ def ask(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any, st
         main(["reproduce", *map(str, words), "--json", *CPU])
     shown = capfd.readouterr()
     return int(ended.value.code or 0), json.loads(shown.out) if shown.out else None, shown.err
+
+
+GIVEN = {"recipe": "fast", "set": "loss.kl=1", "study": "repeats=2", "epochs": 2, "images": 4, "seed": 1}
+"""A value of every option that some items use and others do not, but for --size."""
+
+
+@pytest.mark.parametrize("what", ITEMS)
+def test_options_that_an_item_does_not_use_are_refused(
+    what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each option alone; one that is taken leads to the data, or the released model, that are not there."""
+    monkeypatch.chdir(tmp_path)
+    elsewhere = ("--experiment", "study-afhq") if what == "methods" else ()  # else it would render faces
+    for option, value in (GIVEN | {"size": 16}).items():
+        code, _, said = ask(capfd, what, f"--{option}", value, *elsewhere)
+        last = said.splitlines()[-1]
+        assert code == (1 if option in USES[what] else 2), last
+        assert (f"stylex: {what} has no use for --{option}; its setting" in last) == (code == 2)
+    assert not [file for file in tmp_path.iterdir() if file.name != "cache"]
+
+
+def test_one_line_names_all_options_that_do_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--recipe", "fast", "--epochs", 3, "--seed", 0, "--home", tmp_path / "home")
+    code, _, said = ask(capfd, "figure-3", *words)
+    assert code == 2
+    assert said.splitlines()[-1] == (
+        "stylex: figure-3 has no use for --recipe and --epochs; its settings are --images, --seed and --model"
+    )
+    code, _, said = ask(capfd, "table-1", "--seed", 0)  # the value that it would have had
+    assert (code, "table-1 has no use for --seed; its setting is --size" in said) == (2, True)
 
 
 def test_both_experiments_of_the_study_are_the_default(

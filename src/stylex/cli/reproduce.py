@@ -44,12 +44,12 @@ def reproduce(
     study: Annotated[
         list[str] | None, typer.Option("--study", help="Number of protocol study, such as repeats=3.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the classifiers.")] = 15,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of the classifiers, by default 15.")] = None,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Discovery images of each class for AttFind.")
     ] = None,
     size: Size = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="By default 0.")] = None,
     recipes: Annotated[
         str | None,
         typer.Option(
@@ -69,10 +69,20 @@ def reproduce(
     from stylex.evaluation.study_protocol import StudySettings
     from stylex.reproduce.experiments import experiment as find
     from stylex.reproduce.experiments import parse_folders
-    from stylex.reproduce.items import default_experiments, reproduce_each
+    from stylex.reproduce.items import default_experiments, refuse_unused, reproduce_each
     from stylex.reproduce.workshop import Workshop
 
     own = default_experiments(what)
+    options = {
+        "recipe": recipe,
+        "set": set_,
+        "study": study,
+        "epochs": epochs,
+        "images": images,
+        "size": size,
+        "seed": seed,
+    }
+    refuse_unused(what, [name for name, value in options.items() if value not in (None, [])])
     found = [find(name) for name in ([experiment] if experiment else own)]
     folders = parse_folders(found, data or [])
     settings = validate(StudySettings, override({}, study or []), "settings of protocol study")
@@ -88,8 +98,8 @@ def reproduce(
             recipe=recipe,
             size=size,
             assignments=tuple(set_ or ()),
-            epochs=epochs,
-            seed=seed,
+            epochs=epochs or Workshop.epochs,
+            seed=seed or Workshop.seed,
             study=settings,
             images_per_class=images,
             model=model,

@@ -43,6 +43,25 @@ ITEMS: dict[str, tuple[Callable[[Workshop], Item], tuple[str, ...]]] = {
     "methods": (methods.make, (methods.EXPERIMENT,)),
 }
 
+_TRAINED = ("set", "epochs", "size", "seed")
+
+USES: dict[str, tuple[str, ...]] = {
+    "table-1": ("size",),
+    "table-2": ("recipe", "study", *_TRAINED),
+    "figure-2": ("recipe", *_TRAINED),
+    "figure-3": ("images", "seed", "model"),
+    "figure-4": ("recipe", "images", *_TRAINED),
+    "figure-5": ("recipe", "images", *_TRAINED),
+    "figure-6": ("images", *_TRAINED),
+    "figure-7": _TRAINED,
+    "figure-8": _TRAINED,
+    "figure-9": ("study", "images", *_TRAINED),
+    "compute": ("recipe", *_TRAINED),
+    "claims": ("recipe", "study", "images", *_TRAINED),
+    "methods": ("recipes", "seeds", "images", *_TRAINED),
+}
+"""Options of the command that change what an item shows, beside --experiment, --data and --home."""
+
 ELSEWHERE = {
     "user-study": "the user study is made with 'stylex study serve' and analysed with 'stylex study analyse'",
 }
@@ -59,6 +78,19 @@ def default_experiments(what: str) -> tuple[str, ...]:
     if what not in ITEMS:
         raise ConfigError(f"nothing to reproduce is named '{what}'; there are {', '.join(ITEMS)}")
     return ITEMS[what][1]
+
+
+def refuse_unused(what: str, given: Sequence[str]) -> None:
+    """Raise ConfigError for options, by their names, that were given and that an item does not use."""
+    unused = [name for name in given if name not in USES[what]]
+    if unused:
+        settings = "its settings are" if len(USES[what]) > 1 else "its setting is"
+        raise ConfigError(f"{what} has no use for {_listed(unused)}; {settings} {_listed(USES[what])}")
+
+
+def _listed(options: Sequence[str]) -> str:
+    *first, last = (f"--{option}" for option in options)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def check(what: str, shop: Workshop) -> None:
