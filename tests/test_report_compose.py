@@ -68,12 +68,26 @@ def test_a_report_says_how_sure_a_screened_search_was(
 ) -> None:
     explainer, _, _ = explained
     assert "screened" not in _facts(explainer, None, {"images": 3})["Search"]
-    stages = (ScreenedStage(80, True, 40, None), ScreenedStage(16, False, 20, 0.994))
     settings = explainer.findings.settings.model_copy(update={"sweep": "screened"})
-    findings = dataclasses.replace(explainer.findings, settings=settings, screening=stages)
-    screened = Explainer(explainer.run, explainer.model, explainer.discovery, findings)
-    said = _facts(screened, None, {"images": 3})["Search"]
-    assert said.endswith("screened out on part of them (confidence 99.4%)")
+
+    def said(*stages: ScreenedStage) -> str:
+        findings = dataclasses.replace(
+            explainer.findings, settings=settings, screening=stages, coordinates=30
+        )
+        screened = Explainer(explainer.run, explainer.model, explainer.discovery, findings)
+        return _facts(screened, None, {"images": 3})["Search"]
+
+    likely = ScreenedStage(80, True, 40, None)
+    assert said(likely, ScreenedStage(16, False, 20, 0.994)).endswith(
+        "effects on log-odds; 40 of 60 changes screened out before they were measured on all images "
+        "(confidence 99.4%)"
+    )
+    assert said(likely, ScreenedStage(16, False, 40, None)).endswith(
+        "; 20 of 60 changes screened out by first-order effects alone"
+    )
+    everything = (ScreenedStage(80, True, 60, None), ScreenedStage(16, False, 60, None))
+    assert said(*everything).endswith("; screened, but every change was measured on all images")
+    assert said().endswith("effects on log-odds; screened")  # an earlier version kept no stages
 
 
 def test_attributes_that_do_the_same_are_shown_once(

@@ -300,8 +300,8 @@ def load_logits(run: Run, model: Model, found: Discovery, settings: AttFindSetti
     """
     if settings.sweep == "screened":
         raise RunError(
-            f"{run.path}: its search was screened, so the effects of most coordinates were measured on some "
-            f"images only; 'stylex attfind {run.path} --exact' measures all"
+            f"{run.path}: its search was screened, and what it gave up was measured on some images only; "
+            f"'stylex attfind {run.path} --exact' measures all"
         )
     folder = run.path / "effects"
     for precision in dict.fromkeys((model.hardware.precision, "fp32", "bf16")):

@@ -205,10 +205,21 @@ def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, 
 
 
 def _screened(findings: Findings) -> str:
+    """What a screened search gave up, and how sure that is; nothing of an exact one."""
     if findings.settings.sweep != "screened":
         return ""
-    sure = "" if findings.confidence is None else f" (confidence {findings.confidence:.1%})"
-    return f", most coordinates screened out on part of them{sure}"
+    if not findings.screening:
+        return "; screened"
+    changes = 2 * findings.coordinates
+    out = changes - findings.screening[-1].changes_left
+    if not out:
+        return "; screened, but every change was measured on all images"
+    if findings.confidence is None:
+        return f"; {out} of {changes} changes screened out by first-order effects alone"
+    return (
+        f"; {out} of {changes} changes screened out before they were measured on all images "
+        f"(confidence {findings.confidence:.1%})"
+    )
 
 
 def _warnings(evaluation: Mapping[str, Any], findings: Findings) -> tuple[str, ...]:
