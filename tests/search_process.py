@@ -1,15 +1,10 @@
-"""Screened searches by processes of their own: search_process.py OUT. Whole, killed again and again, by two.
-
-One process reads the libraries and forks the others: starting is what takes time.
-"""
+"""Screened searches by processes of their own: search_process.py OUT. Whole, killed often, and by two."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +13,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.distributed as distributed
 
 import problems
 import training_problems
+from forking import ended, forked, together
 from stylex.attfind import screened_sweep, search
 from stylex.attfind.first_order import FirstOrder, first_order
 from stylex.data.images import ImageSet
@@ -40,24 +35,6 @@ def pictures(count: int = 90) -> ImageSet:
     """Random pictures of 16 px."""
     pixels = np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3), dtype=np.uint8)
     return ImageSet(pixels, tuple(f"{i}.png" for i in range(count)), None, None, {})
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Start a process that does some work and ends; its id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        work()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-
-
-def ended(child: int) -> int:
-    """The exit code of a process, of a killed one the negative signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def searched(run: Run, model: Model, world: World = ALONE) -> None:
@@ -89,16 +66,6 @@ def killed(run: Run, model: Model, moment: str) -> None:
         searched(run, model)
 
 
-def together(run: Run, model: Model, rank: int) -> None:
-    """One of two processes."""
-    meeting = f"file://{run.path / 'meeting'}"
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-    world = World(rank, 2, 2, torch.device("cpu"), distributed.new_group(backend="gloo"))
-    searched(run, model, world)
-    world.wait()
-    distributed.destroy_process_group()
-
-
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     model = problems.tiny_model()
@@ -110,7 +77,7 @@ def main(folder: Path) -> None:
             ended(forked(partial(killed, runs["killed"], model, moment))) for moment in MOMENTS
         ]
         codes["killed"].append(ended(forked(lambda: searched(runs["killed"], model))))
-        both = [forked(partial(together, runs["two"], model, rank)) for rank in (0, 1)]
+        both = together(runs["two"].path / "meeting", partial(searched, runs["two"], model))
         codes["two"] = [ended(child) for child in both]
     write_json(folder / "codes.json", codes)
 

@@ -23,19 +23,12 @@ Results = dict[str, dict[str, Tensor]]
 Said = dict[str, Any]
 
 
-def torchrun(*arguments: str, processes: int = 2) -> list[str]:
-    """A command that starts processes on this machine which meet at a free port."""
-    options = ("--standalone", f"--nproc-per-node={processes}")
-    return [sys.executable, "-m", "torch.distributed.run", *options, *arguments]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two gloo processes wrote what they found."""
+    """Where pairs of gloo processes wrote what they found."""
     folder = tmp_path_factory.mktemp("two")
-    script = Path(__file__).parent / "parallel_process.py"
     done = subprocess.run(
-        torchrun(str(script), str(folder)),
+        [sys.executable, process.__file__, str(folder)],
         capture_output=True,
         text=True,
         timeout=300,
