@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,20 @@ def spots(count: int, seed: int = 0) -> tuple[ImageSet, np.ndarray]:
     return ImageSet(pixels.astype(np.uint8), names, None, None, {}), there
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_batches() -> Iterator[None]:
+    """As many steps as otherwise, each of a quarter of the images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "BATCH", 16)
+        yield
+
+
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Evidence, EvidenceFit, ImageSet, np.ndarray]:
     classifier = Classifier(SpotClassifier(), class_names=("a", "b"), input_size=32)
     images, there = spots(512)
     evidence = Evidence(32, 2, 5)
-    fit = fit_evidence(evidence, images, classifier, CPU, 0, 8)
+    fit = fit_evidence(evidence, images, classifier, CPU, 0, 2)
     return evidence, fit, images, there
 
 
@@ -109,7 +118,7 @@ def test_same_seed_same_numbers_another_seed_others() -> None:
     states = []
     for seed in (0, 0, 1):
         evidence = Evidence(32, 2, 3)
-        fit_evidence(evidence, images, classifier, CPU, seed, 0.64)
+        fit_evidence(evidence, images, classifier, CPU, seed, 0.16)
         states.append(torch.cat([value.flatten() for value in evidence.state_dict().values()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
@@ -143,14 +152,14 @@ def test_large_images_are_looked_at_in_portions_and_reduced(monkeypatch: pytest.
     told: list[tuple[int, int]] = []
     portrait = ImageSet(large, images.names, None, None, {})
     fit = fit_evidence(
-        evidence, portrait, classifier, CPU, 0, 4, on_progress=lambda *where: told.append(where)
+        evidence, portrait, classifier, CPU, 0, 1, on_progress=lambda *where: told.append(where)
     )
     assert max(asked) <= 7
     assert sum(asked) == 250
     assert told == sorted(told)
-    assert {total for _, total in told} == {250 + 4000}
+    assert {total for _, total in told} == {250 + 1000}
     assert told[0][0] <= 7
-    assert told[-1][0] == 4250
+    assert told[-1][0] == 1250
     assert fit.explained > 0.9
     found = evidence(portrait.batch(range(300))).numpy()
     assert np.corrcoef(found[:, 0], there[:, 0])[0, 1] > 0.9
@@ -159,7 +168,7 @@ def test_large_images_are_looked_at_in_portions_and_reduced(monkeypatch: pytest.
 def test_time_is_told_for_each_image() -> None:
     images, _ = spots(20)
     classifier = Classifier(SpotClassifier(), class_names=("a", "b"), input_size=32)
-    ticks = iter([0.0, 4.0, 10.0, 100.0, 200.0, 328.0])
+    ticks = iter([0.0, 4.0, 10.0, 100.0, 200.0, 232.0])
     assert time_evidence(images, classifier, CPU, clock=lambda: next(ticks)) == (0.5, 0.5)
 
 
@@ -274,7 +283,7 @@ def test_labels_that_do_not_exclude_each_other_speak_each_for_itself() -> None:
     images, there = spots(256)
     both = Classifier(Labels(), class_names=("one", "two"), input_size=32, activation="sigmoid")
     evidence = Evidence(32, 2, 4)
-    fit_evidence(evidence, images, both, CPU, 0, 1)
+    fit_evidence(evidence, images, both, CPU, 0, 0.5)
     found = evidence(images.batch(range(256))).numpy()[:, :2]
     correlation = np.corrcoef(np.hstack([found, there]).T)[:2, 2:]
     assert correlation.max(axis=1).min() > 0.9
@@ -282,7 +291,7 @@ def test_labels_that_do_not_exclude_each_other_speak_each_for_itself() -> None:
         nn.Sequential(Labels(), First()), class_names=("one",), input_size=32, activation="sigmoid"
     )
     evidence = Evidence(32, 1, 4)
-    fit_evidence(evidence, images, alone, CPU, 0, 1)
+    fit_evidence(evidence, images, alone, CPU, 0, 0.5)
     found = evidence(images.batch(range(256))).numpy()
     assert np.corrcoef(found[:, 0], there[:, 0])[0, 1] > 0.9
 
