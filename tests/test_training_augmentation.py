@@ -414,6 +414,9 @@ def test_a_generator_learns_the_images_and_not_their_augmentations() -> None:
 
 
 def test_what_leaks_is_noticed() -> None:
-    """At p = 1 every orientation is as good; with fakes as they are the generator has to imitate the rest."""
-    assert float(learned(1.0)[0][0]) < 0.6
-    assert float(learned(0.5, augment_fakes=False)[0][0]) < 0.85
+    """At p = 1 every orientation is as good; with fakes as they are the generator has to imitate the rest.
+
+    After so many steps one that learns the images gives the first orientation 0.8.
+    """
+    assert float(learned(1.0, steps=250)[0][0]) < 0.5
+    assert float(learned(0.5, augment_fakes=False, steps=250)[0][0]) < 0.5

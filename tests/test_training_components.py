@@ -14,6 +14,7 @@ from stylex.data.images import ImageSet
 from stylex.networks import Encoder
 from stylex.networks.residual import shrunk
 from stylex.run import Run
+from stylex.training import components
 from stylex.training.components import NEGLIGIBLE, fit_components
 from stylex.training.loop import Trainer
 
@@ -82,8 +83,10 @@ def test_directions_that_the_images_do_not_fill_stay_0() -> None:
     assert bool(network(same.batch(slice(None))).isfinite().all())
 
 
-def test_a_seed_and_images_decide() -> None:
-    images = pictures(2100, 8)
+def test_a_seed_and_images_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seed draws the sample, where there are more images."""
+    monkeypatch.setattr(components, "SAMPLE", 200)
+    images = pictures(210, 8)
     fitted = {}
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         network = encoder(8, components=2)

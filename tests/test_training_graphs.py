@@ -12,8 +12,18 @@ from torch import Tensor, nn
 import training_problems as problems
 from stylex.hardware import Hardware
 from stylex.parallel import ALONE, World
-from stylex.training.graphs import WARM_UP, Graph, Programs, can_record
+from stylex.training import graphs
+from stylex.training.graphs import Graph, Programs, can_record
 from stylex.training.loop import Trainer
+
+STEPS = 24
+"""Of every kind several: the first runs as it is, the second is recorded, the others are replayed."""
+
+
+@pytest.fixture(autouse=True)
+def _warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here chooses its kernels in the first steps: one of a kind is enough."""
+    monkeypatch.setattr(graphs, "WARM_UP", 1)
 
 
 class Again:
@@ -95,9 +105,8 @@ def run(
     ],
 )
 def test_recorded_steps_are_the_same_steps(recipe: str, assignments: Sequence[str], tmp_path: Path) -> None:
-    steps = 12 * (WARM_UP + 1)
-    plain, expected = run(tmp_path / "plain", recipe, steps, recorded=False, assignments=assignments)
-    replayed, found = run(tmp_path / "recorded", recipe, steps, recorded=True, assignments=assignments)
+    plain, expected = run(tmp_path / "plain", recipe, STEPS, recorded=False, assignments=assignments)
+    replayed, found = run(tmp_path / "recorded", recipe, STEPS, recorded=True, assignments=assignments)
     assert [sorted(step) for step in expected] == [sorted(step) for step in found]
     for number, (one, other) in enumerate(zip(expected, found, strict=True)):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-7), number
@@ -116,14 +125,25 @@ def test_only_steps_of_one_phase_an_update_on_one_gpu_are_recorded() -> None:
         assert not can_record(problems.recipe("stylex", [assignment]), gpu, ALONE)
 
 
+REGULARISED = ("loss.path_length_interval=4", "loss.r1_interval=4")
+
+
+@pytest.fixture(scope="module")
+def unrecorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """What a training of evidence comes to."""
+    plain = problems.make_trainer(tmp_path_factory.mktemp("plain") / "run", "evidence", REGULARISED)
+    plain.resume()
+    for _ in range(STEPS):
+        plain.step()
+    return plain.state.tensors()
+
+
 @pytest.mark.parametrize("failing", [1, 2, 3])
 def test_what_cannot_be_recorded_is_run_as_it_is(
-    failing: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    failing: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, unrecorded: dict[str, Tensor]
 ) -> None:
     """A classifier that waits for its own numbers, say: training goes on, and finds the same."""
-    settings = ["loss.path_length_interval=4", "loss.r1_interval=4"]
-    plain = problems.make_trainer(tmp_path / "plain", "evidence", settings)
-    trainer = problems.make_trainer(tmp_path / "run", "evidence", settings)
+    trainer = problems.make_trainer(tmp_path / "run", "evidence", REGULARISED)
     attempts: list[int] = []
 
     def capture(work: Callable[[], None]) -> Graph:
@@ -133,13 +153,12 @@ def test_what_cannot_be_recorded_is_run_as_it_is(
         return Again(work, trainer)
 
     trainer.programs = Programs(torch.device("cpu"), capture)
-    for each in (plain, trainer):
-        each.resume()
-        for _ in range(12 * (WARM_UP + 1)):
-            each.step()
+    trainer.resume()
+    for _ in range(STEPS):
+        trainer.step()
     assert trainer.programs is None
     assert len(attempts) == failing
     assert "not recorded as CUDA graphs: operation not permitted" in caplog.text
-    ours, theirs = plain.state.tensors(), trainer.state.tensors()
-    for name, value in ours.items():
-        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-4, msg=name)
+    found = trainer.state.tensors()
+    for name, value in unrecorded.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=name)
