@@ -363,6 +363,25 @@ def test_ctrl_c_in_the_first_step_loses_nothing(
     assert outcome(run)[:2] == outcome(uninterrupted("fast"))[:2]
 
 
+def test_a_stop_in_a_step_that_logs_and_saves_writes_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Callable[[str], Run]
+) -> None:
+    run = begin(tmp_path / "run")
+    original = loop.Trainer.step
+
+    def interrupted(self: loop.Trainer) -> dict[str, torch.Tensor]:
+        if self.state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "step", interrupted)
+        with pytest.raises(Stopped, match="step 4 "):
+            go(run)
+    go(run)
+    assert outcome(run) == outcome(uninterrupted("fast"))
+
+
 def test_a_stop_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Callable[[str], Run]
 ) -> None:

@@ -279,8 +279,6 @@ class Trainer:
                     self.recent.add(state.step, statistics)
                     state.seconds += time.perf_counter() - begin
                     done = state.images >= self.total_images
-                    if self.world.any(stop.asked()) and not done:
-                        continue
                     save = done or self._passed(settings.checkpoint_kimg)
                     if save:
                         share_done = state.images / self.total_images
