@@ -540,6 +540,8 @@ def test_a_run_with_an_origin_goes_on_as_it_began(stylex: Any, home: Path, tmp_p
     again = stylex(*command)
     assert again.code == 0, again.err
     assert Run.open(run).config.recipe.sparsity.start_kimg == 0.03
+    other = stylex("train", "--from", run, "--out", run, *CPU)
+    assert (other.code, f"was started with --from {home / 'run'}" in other.line) == (1, True), other.err
     bad = stylex(*command, "--set", "sparsity.start_kimg=0")
     assert (bad.code, "sparsity.start_kimg 0.03, not 0" in bad.line) == (2, True), bad.err
 

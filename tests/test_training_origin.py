@@ -16,7 +16,7 @@ from stylex.errors import CheckpointError, ConfigError, RunError
 from stylex.networks import build
 from stylex.run import Run, read_json, read_tensors, write_json
 from stylex.training.loop import train
-from stylex.training.origin import Origin, adopt, read_origin
+from stylex.training.origin import Origin, adopt, check_same_origin, read_origin
 from stylex.training.setup import Request, create_run
 
 
@@ -178,3 +178,26 @@ def test_evidence_of_another_classifier_is_found_anew(tmp_path: Path) -> None:
     assert (before.shape[1], after.shape[1]) == (8 + 8, 8 + 12)
     # The layers' gain follows their width: what latents do to styles stays.
     torch.testing.assert_close(after[:, :8] / 20**0.5, before[:, :8] / 16**0.5)
+
+
+def test_a_run_goes_on_from_the_start_that_it_had(origin: Origin, tmp_path: Path) -> None:
+    """Told by the weights: the same ones may lie elsewhere, others at the same place are others."""
+    config = Request(classifier="new", origin=origin).settings(tmp_path / "new")
+    run = create_run(tmp_path / "new", config, pictures(), problems.classifier(), problems.HARDWARE, origin)
+    check_same_origin(run, origin.path)
+    moved = origin.path.rename(tmp_path / "moved")
+    check_same_origin(run, origin.path)  # tidied away
+    check_same_origin(run, moved)
+    model = models.tiny_model()
+    model.generator.affine_weight.data.add_(0.1)
+    models.save_tiny_run(tmp_path / "other", model, "pictures")
+    other = read_origin(tmp_path / "other")
+    assert other.header["sha256"] != origin.header["sha256"]
+    with pytest.raises(RunError, match=r"was started with --from .*old, not .*other; leave --from out"):
+        check_same_origin(run, other.path)
+    other.path.rename(origin.path)
+    with pytest.raises(RunError, match="which has other weights now; leave --from out") as raised:
+        check_same_origin(run, origin.path)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(RunError, match="was started without --from"):
+        check_same_origin(problems.make_run(tmp_path / "plain", "fast"), moved)

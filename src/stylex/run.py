@@ -352,6 +352,12 @@ class Run:
         return dict(found) if isinstance(found, dict) else {}
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """The run whose weights it started with, as it was then; empty where it started afresh."""
+        found = read_json(self.path / "run.json").get("from")
+        return dict(found) if isinstance(found, dict) else {}
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -81,7 +81,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train encoder, generator and discriminator around a classifier; continue the run if it exists."""
-    from stylex.training.origin import read_origin
+    from stylex.training.origin import check_same_origin, read_origin
     from stylex.training.plan import parse_duration
     from stylex.training.setup import Request, kept_at_once
 
@@ -93,6 +93,8 @@ def train(
         given = {"data": data, "classifier": classifier, "resolution": size, "group": group, "seed": seed}
         said: dict[str, Any] = load_named("experiments", experiment) if experiment else {}
         said |= {key: value for key, value in given.items() if value is not None}
+        if from_ is not None:
+            check_same_origin(run, from_)
         begun = kept_at_once(run.config.recipe) if from_ is not None and recipe else []
         config = _same_settings(run, said, recipe, [*begun, *assignments], chosen=budget is not None)
     else:

@@ -69,6 +69,32 @@ def read_origin(path: Path) -> Origin:
     return Origin(path, config, tensors, header, run.hashes.get("data"))
 
 
+def check_same_origin(run: Run, path: Path) -> None:
+    """Refuse to go on with another origin than the run was started with, by its weights.
+
+    Weights that are no longer there are taken for the same if they lay at this place.
+
+    Raises:
+        RunError: other weights, or the run was started without any.
+    """
+    kept = run.origin
+    if not kept:
+        raise RunError(
+            f"{run.path}: was started without --from; leave --from out to continue it, "
+            "or start another run with --out"
+        )
+    same_place = kept.get("run") == str(path.resolve())
+    if same_place and not path.exists():
+        return
+    if read_origin(path).header["sha256"] == kept.get("sha256"):
+        return
+    what = "which has other weights now" if same_place else f"not {path}"
+    raise RunError(
+        f"{run.path}: was started with --from {kept.get('run')}, {what}; leave --from out to continue it, "
+        "or start another run with --out"
+    )
+
+
 def check_fits(origin: Origin, config: RunConfig) -> None:
     """Raises CheckpointError, one line, unless the config asks for the networks that the origin has."""
     there, here = wiring(origin.config), wiring(config)
