@@ -141,11 +141,11 @@ def exchanges(path: Path, world: World) -> dict[str, Any]:
     found["lowest_l1_share"] = trainer.stability.record.lowest_l1_share
     trainer.recent.add(7, {"l1": torch.tensor(math.nan if second else 1.0)})
     found["trouble"] = said_by(trainer._check_statistics)
-    found["same start"] = said_by(trainer._check_same_start)
+    found["same start"] = said_by(trainer.keeper.check_same_start)
     if second:
         with torch.no_grad():
             next(trainer.state.networks.generator.parameters()).add_(1e-6)
-    found["other start"] = said_by(trainer._check_same_start)
+    found["other start"] = said_by(trainer.keeper.check_same_start)
     return found
 
 

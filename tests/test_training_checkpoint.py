@@ -149,7 +149,7 @@ def test_a_checkpoint_without_a_config_is_refused(trainer: Trainer, header: dict
 
 
 def test_another_classifier_is_refused(trainer: Trainer) -> None:
-    trainer.state.save(trainer.run, 2, trainer.fingerprint)
+    trainer.state.save(trainer.run, 2, trainer.keeper.fingerprint)
     other = Trainer(
         trainer.run, problems.images(), problems.classifier(seed=1), problems.HARDWARE, problems.images(3)
     )

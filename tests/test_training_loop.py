@@ -21,8 +21,9 @@ from stylex import run as run_module
 from stylex.errors import CheckpointError, DataError, RunError, Stopped, TrainingDiverged
 from stylex.run import Run, read_tensors
 from stylex.training import loop
-from stylex.training.loop import TrainingResult, parameter_count, train
+from stylex.training.loop import TrainingResult, train
 from stylex.training.losses import Batch, StylexLoss
+from stylex.training.optimisers import parameter_count
 from stylex.training.progress import Progress
 from stylex.training.schedule import Phase, ema_decay, rate_share
 from stylex.training.stability import Trouble

@@ -26,7 +26,8 @@ from stylex.hardware import (
 from stylex.networks import build
 from stylex.run import Run
 from stylex.training.evidence import MOST_IMAGES, time_evidence
-from stylex.training.loop import Trainer, parameter_count
+from stylex.training.loop import Trainer
+from stylex.training.optimisers import parameter_count
 from stylex.training.schedule import Phase, evidence_kimg, phases, total_images
 
 SAFE_SHARE = 0.8

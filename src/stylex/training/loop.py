@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import time
 from collections import deque
@@ -15,28 +14,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stylex.classifiers import Classifier
 from stylex.data import ImageSet
-from stylex.errors import DataError, RunError, Stopped
+from stylex.errors import DataError, Stopped
 from stylex.hardware import Hardware, place
 from stylex.networks import build
 from stylex.parallel import ALONE, World, check_shares
 from stylex.perceptual import load_perceptual
-from stylex.run import Run, checksum, remove_partial_files
-from stylex.training.checkpoint import (
-    TrainingState,
-    check_same_run,
-    classifier_fingerprint,
-    model_step,
-    save_model,
-)
-from stylex.training.components import fit_components
+from stylex.run import Run, remove_partial_files
+from stylex.training.checkpoint import TrainingState, check_same_run, classifier_fingerprint, model_step
 from stylex.training.graphs import Program, Programs, RecordingError, can_record
+from stylex.training.keeping import Keeper
 from stylex.training.losses import Batch, StylexLoss
 from stylex.training.optimisers import make_optimisers, set_rates, update
-from stylex.training.preparation import prepare_evidence
+from stylex.training.preparation import prepare_components, prepare_evidence
 from stylex.training.progress import Preparation, Progress
 from stylex.training.randomness import DataOrder, StepRandom
 from stylex.training.schedule import (
@@ -50,7 +43,7 @@ from stylex.training.schedule import (
 )
 from stylex.training.stability import Stability, Trouble
 from stylex.training.stopping import StopRequest, stop_requests
-from stylex.training.watching import WATCHED, MetricsLog, RecentStatistics, save_samples
+from stylex.training.watching import WATCHED, MetricsLog, RecentStatistics, mean_statistics, save_samples
 
 log = logging.getLogger("stylex")
 
@@ -141,7 +134,7 @@ class Trainer:
         self.run, self.images, self.watch, self.recipe, self.hardware = run, images, watch, recipe, hardware
         self.world = world
         self.classifier = classifier.freeze()
-        self.fingerprint = classifier_fingerprint(classifier)
+        fingerprint = classifier_fingerprint(classifier)
         networks = build(recipe, resolution, len(classifier.class_names), run.config.seed)
         for part in networks.parts().values():
             place(part, hardware)
@@ -172,9 +165,9 @@ class Trainer:
         self.order = DataOrder(len(images), run.config.seed)
         self.log = MetricsLog(run)
         self.stability = Stability(run, watch, self.classifier, hardware, world)
+        self.keeper = Keeper(run, self.state, images, self.classifier, fingerprint, self.stability, world)
         self.recent = RecentStatistics()
         self.latest: dict[str, float] = {}
-        self.saved_step: int | None = None
         if recipe.perceives:
             name = recipe.loss.perceptual_network
             perceptual = load_perceptual(name, classifier, resolution)
@@ -208,38 +201,18 @@ class Trainer:
         self.world.wait()  # until all have read, before anything is renamed
         if found is not None:
             tensors, header, file = found
-            check_same_run(header, self.run, self.classifier, file)
-            self.state.restore(tensors, header, file)
-            if header.get("training_images") not in (None, images_fingerprint(self.images)):
-                log.warning(
-                    "%s: goes on with other training images than before (%d now); "
-                    "what follows is not what an uninterrupted training would have been",
-                    self.run.path,
-                    len(self.images),
-                )
-            self.saved_step = self.state.step
-            for damaged in self.run.checkpoint_files():
-                # Passed over; out of the way, lest it counts as one of those to keep.
-                if damaged > file and self.world.first:
-                    damaged.rename(damaged.with_suffix(".damaged"))
+            self.keeper.restore(tensors, header, file)
         if self.world.first:
             self.latest = self.log.rewind(self.state.step)
         self.world.wait()  # until metrics.jsonl is what the watch over the losses takes up
         self.stability.restore(header, self.state.step)
-        self._check_same_start()
+        self.keeper.check_same_start()
 
     def _fit_components(self) -> None:
-        encoder, settings = self.state.networks.encoder, self.recipe.network
-        if encoder is None or not encoder.components:
-            return
-        held = fit_components(
-            encoder, self.images, settings.encoder_components_deviation, self.run.config.seed
-        )
-        self.state.averages["encoder"].load_state_dict(encoder.state_dict())
-        if self.world.first:
-            log.info(
-                "the encoder's %d components hold %.2f %% of the variance", encoder.components, 100 * held
-            )
+        encoder = self.state.networks.encoder
+        if encoder is not None and encoder.components:
+            prepare_components(encoder, self.images, self.run, self.world)
+            self.state.averages["encoder"].load_state_dict(encoder.state_dict())
 
     def fit_evidence(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Find the components of the classifier's evidence, where the recipe's condition is made of them.
@@ -254,14 +227,6 @@ class Trainer:
             encoder.evidence, self.images, self.classifier, self.hardware, self.run, self.world, on_progress
         )
         self.state.averages["encoder"].load_state_dict(encoder.state_dict())
-
-    def _check_same_start(self) -> None:
-        """All processes hold the same numbers, or would drift apart: averaged gradients go to each."""
-        if self.world.size > 1 and len(set(self.world.share(checksum(self.state.tensors())))) > 1:
-            raise RunError(
-                f"{self.run.path}: the processes do not start from the same weights; all must see the same "
-                "run directory, and run the same versions of stylex and torch"
-            )
 
     def run_to_end(self, on_progress: Callable[[Progress], None] | None, stop: StopRequest) -> TrainingResult:
         """Train to the total, or until somebody asks to stop; see `train`."""
@@ -294,7 +259,7 @@ class Trainer:
                     marks.clear()
                     marks.append((time.perf_counter(), state.images))
         if self.world.first and model_step(self.run) != state.step:
-            self._save_model()
+            self.keeper.save_model()
         self.world.wait()
         return TrainingResult(state.step, state.images, state.seconds, self.latest)
 
@@ -305,7 +270,7 @@ class Trainer:
         before there is another. No model is written: nothing has been learned.
         """
         self.stability.begin(self.state)
-        if self.saved_step is None:
+        if self.keeper.saved_step is None:
             self._save_state()
         self._sample()
 
@@ -336,7 +301,7 @@ class Trainer:
         self._average()
         if program is not None and self.programs is not None:
             batches[0].statistics |= program.statistics()
-        return _mean_statistics(batches)
+        return mean_statistics([batch.statistics for batch in batches])
 
     def _program(self, batches: list[Batch], due: list[Phase]) -> Program | None:
         if self.programs is None:
@@ -434,7 +399,7 @@ class Trainer:
             self.recent.clear()
             self.resume(found)
             if self.world.first and self.state.step:
-                self._save_model()
+                self.keeper.save_model()
             elif self.world.first:
                 self.run.model_file.unlink(missing_ok=True)
         self.stability.settle(trouble, None if found is None else self.state.step)
@@ -443,25 +408,12 @@ class Trainer:
         """Write a checkpoint and the model."""
         self._save_state()
         if self.world.first:
-            self._save_model()
+            self.keeper.save_model()
 
     def _save_state(self) -> None:
         """Write a checkpoint, after a look at every number that goes into it."""
-        state = self.state
         self._check_statistics()
-        broken = state.broken()
-        if broken:
-            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-            raise Trouble(state.step, f"{broken[0]}{more} not finite")
-        state.health = self.stability.note()
-        if self.world.first:
-            keep = self.recipe.training.keep_checkpoints
-            state.save(self.run, keep, self.fingerprint, images_fingerprint(self.images))
-            self.stability.keep_best(state.step)
-        self.saved_step = state.step
-
-    def _save_model(self) -> None:
-        save_model(self.run, self.state, self.classifier.class_names, self.fingerprint)
+        self.keeper.save()
 
     def _sample(self) -> None:
         if self.world.first:
@@ -469,7 +421,7 @@ class Trainer:
 
     def _stop(self) -> NoReturn:
         state = self.state
-        if self.saved_step != state.step:
+        if self.keeper.saved_step != state.step:
             self._save()
         self.world.wait()  # until the checkpoint is written: whoever ends first ends the others
         raise Stopped(
@@ -478,27 +430,6 @@ class Trainer:
         )
 
 
-def images_fingerprint(images: ImageSet) -> str:
-    """Of the names in their order, on which the order of the data hangs."""
-    return hashlib.sha256("\0".join(images.names).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Numbers that training changes."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _speed(begin: tuple[float, int], end: tuple[float, int]) -> float:
     """Images a second between two (time, images seen)."""
     return (end[1] - begin[1]) / max(end[0] - begin[0], 1e-9)
-
-
-def _mean_statistics(batches: list[Batch]) -> dict[str, Tensor]:
-    """Each statistic's mean over the batches of a step that have it."""
-    found: dict[str, list[Tensor]] = {}
-    for batch in batches:
-        for key, value in batch.statistics.items():
-            found.setdefault(key, []).append(value)
-    return {
-        key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()
-    }

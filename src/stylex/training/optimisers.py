@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from stylex.config import Recipe
 from stylex.networks import Networks
@@ -64,3 +65,8 @@ def update(optimiser: torch.optim.Optimizer) -> None:
                     parameter.grad = torch.zeros_like(parameter)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""The classifier's evidence, found before the first step by the first of several processes for all."""
+"""What is found before the first step: the images' principal components, and the classifier's evidence."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from stylex.classifiers import Classifier
 from stylex.data import ImageSet
 from stylex.errors import Stopped
 from stylex.hardware import Hardware
+from stylex.networks import Encoder
 from stylex.networks.evidence import Evidence
 from stylex.parallel import World
 from stylex.run import Run, write_json
+from stylex.training.components import fit_components
 from stylex.training.evidence import FAIR, EvidenceFit, fit_evidence
 from stylex.training.progress import PREPARING_STOPPED
 from stylex.training.schedule import evidence_kimg
 
 log = logging.getLogger("stylex")
+
+
+def prepare_components(encoder: Encoder, images: ImageSet, run: Run, world: World) -> None:
+    """Fit the encoder's principal components, each process for itself; the first says what they hold."""
+    config = run.config
+    held = fit_components(encoder, images, config.recipe.network.encoder_components_deviation, config.seed)
+    if world.first:
+        log.info("the encoder's %d components hold %.2f %% of the variance", encoder.components, 100 * held)
 
 
 def prepare_evidence(

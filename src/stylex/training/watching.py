@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -59,6 +59,17 @@ class RecentStatistics:
 
     def clear(self) -> None:
         self._values.clear()
+
+
+def mean_statistics(each: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Each statistic's mean over the batches of a step that have it."""
+    found: dict[str, list[Tensor]] = {}
+    for statistics in each:
+        for key, value in statistics.items():
+            found.setdefault(key, []).append(value)
+    return {
+        key: values[0] if len(values) == 1 else torch.stack(values).mean() for key, values in found.items()
+    }
 
 
 class MetricsLog:
