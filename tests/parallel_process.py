@@ -62,7 +62,7 @@ CASES: dict[str, tuple[str, Sequence[str], int]] = {
 }
 """Name: recipe, settings, and the step whose phases are run (its number decides the kind of step)."""
 
-ANSWER_SECONDS = 4.0
+ANSWER_SECONDS = 3.0
 """How long an exchange of `patience` waits for the others."""
 
 

@@ -19,14 +19,14 @@ from stylex.run import Run, read_tensors
 from stylex.training.loop import TrainingResult
 
 SETTINGS = (
-    "training.total_kimg=0.2",
+    "training.total_kimg=0.12",
     "training.checkpoint_kimg=0.02",
     "training.log_kimg=0.02",
     "training.sample_kimg=0.1",
     "loss.r1_interval=4",
     "loss.path_length_interval=4",
 )
-"""50 steps, a checkpoint every five."""
+"""30 steps, a checkpoint every five."""
 
 
 def go(run: Run) -> TrainingResult:
@@ -70,7 +70,7 @@ def test_killed_at_a_random_moment_and_continued_equals_uninterrupted(tmp_path: 
     found = run.newest_checkpoint()
     assert found is not None
     where = f"killed {delay:.4f} s after the first checkpoint, at {found[2].name}"
-    assert go(run).images == 200, where
+    assert go(run).images == 120, where
     assert outcome(run) == outcome(whole), where
 
 
