@@ -44,7 +44,8 @@ def test_rates_are_put_together_from_layers(tiny: Any, monkeypatch: pytest.Monke
         for work in works.values():
             work()
         known = {"peak": 0.1, "one at a time": 0.1, "batches": 0.4, "image": 1.0}
-        return {name: 0.2 if "prepared" in name else known.get(name, 1.7) for name in works}
+        known |= {name: 2.2 for name in works if name.endswith("two")}
+        return {name: 0.2 if "prepared" in name else known.get(name, 1.8) for name in works}
 
     monkeypatch.setattr(searching, "interleaved", turns)
     found = searching.bench_attfind(CPU, sizes=("shipped",), rounds=1, screened=False)
@@ -55,7 +56,8 @@ def test_rates_are_put_together_from_layers(tiny: Any, monkeypatch: pytest.Monke
     ways = size.paths
     assert ways["one at a time"].evaluations_per_second == pytest.approx(10)
     assert ways["batches"].evaluations_per_second == pytest.approx(20)
-    seconds = 1.0 + sum(0.2 + 0.5 * layer.batches for layer in layers)
+    assert min(layer.batches for layer in layers) > 1
+    seconds = 1.0 + sum(0.2 + 0.4 * layer.batches for layer in layers) + 0.2  # the last once an image
     assert ways["sweep"].evaluations_per_second == pytest.approx(2 * space.size / seconds)
     for way in ways.values():
         assert way.share_of_convolution_peak == pytest.approx(way.flops_per_second / 1e12)
@@ -91,7 +93,8 @@ def test_where_the_time_goes_is_put_together_from_layers(tiny: Any, monkeypatch:
     known = {
         "image": {"a": 1.0},
         "prepared": {"a": 0.25, "b": 0.5},
-        "layer": {"a": 2.25, "b": 0.75, "c": 4.0},
+        "layer": {"a": 2.25, "b": 0.75, "c": 4.5},
+        "two": {"a": 3.25, "b": 1.0, "c": 8.5},
     }
 
     def profiled(work: str, *, by_kernel: bool) -> dict[str, float]:
@@ -102,10 +105,11 @@ def test_where_the_time_goes_is_put_together_from_layers(tiny: Any, monkeypatch:
     works: Any = {"image": "image"}
     for layer in layers:
         works |= {f"layer {layer.number}": "layer", f"layer {layer.number} prepared": "prepared"}
+        works[f"layer {layer.number}, two"] = "two"
     batches, number = sum(layer.batches for layer in layers), len(layers)
     assert batches > number
     assert searching._times(works, layers) == pytest.approx(
-        {"a": 1 + 0.25 * number + batches, "b": 0.5 * number + 0.25 * batches, "c": 4.0 * batches}
+        {"a": 1 + 0.25 * number + batches, "b": 0.5 * number + 0.25 * batches, "c": 4.0 * batches + 0.5}
     )
 
 
@@ -115,16 +119,18 @@ def searching_choice(batch_size: int) -> Any:
     return BatchChoice(batch_size, "for tests")
 
 
-def test_a_mask_is_one_batch_of_one_layer(tiny: Any) -> None:
+def test_masks_are_one_batch_and_two_of_one_layer(tiny: Any) -> None:
     model, space, styles = tiny
     wide = StyleSpace(space.layout, space.low - 0.1, space.high + 0.1)
     for layer in searching._layers(model, wide, 8, None):
-        counts: list[int] = []
-        with torch.inference_mode():
-            searching.sweep_image(
-                model, wide, styles[:1], 1.0, 8, on_changes=counts.append, wanted=layer.mask
-            )
-        assert counts == [int(layer.mask.sum())], "one batch"
+        for mask, batches in ((layer.mask, 1), (layer.two, 2)):
+            counts: list[int] = []
+            with torch.inference_mode():
+                searching.sweep_image(
+                    model, wide, styles[:1], 1.0, layer.rows, on_changes=counts.append, wanted=mask
+                )
+            assert counts == [layer.rows - 1] * batches
+            assert int(mask.sum()) == sum(counts)
     some = searching._layers(model, wide, 8, 3)
     numbers = [layer.number for layer in searching._layers(model, wide, 8, None)]
     assert [some[0].number, some[-1].number] == [numbers[0], numbers[-1]]

@@ -211,12 +211,18 @@ def _classifier(resolution: int) -> Classifier:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution of a model: which coordinates are its own, and the changes of one batch, [2, S]."""
+    """A convolution of a model: its changes, in `batches` of `rows` images, and masks [2, S] of some of them.
+
+    `mask` is those of one batch beside the unchanged image, `two` those of two such batches; of a layer with
+    one batch both are the same.
+    """
 
     number: int
     changes: int
+    rows: int
     batches: int
     mask: Tensor
+    two: Tensor
 
 
 def _layers(model: Model, space: StyleSpace, batch_size: int, most: int | None) -> list[_Layer]:
@@ -224,11 +230,13 @@ def _layers(model: Model, space: StyleSpace, batch_size: int, most: int | None) 
     for number, layer in enumerate(space.layout):
         if layer.kind != "conv":
             continue
-        rows = rows_of(2 * layer.channels, batch_size)
-        mask = torch.zeros(2, space.size, dtype=torch.bool, device=model.hardware.device)
-        both = torch.arange(rows - 1, device=mask.device)
-        mask[both % 2, first + both // 2] = True
-        found.append(_Layer(number, 2 * layer.channels, -(-(2 * layer.channels + 1) // rows), mask))
+        changes = 2 * layer.channels
+        rows = rows_of(changes, batch_size)
+        masks = torch.zeros(2, 2, space.size, dtype=torch.bool, device=model.hardware.device)
+        for mask, count in zip(masks, (rows - 1, min(2 * (rows - 1), changes)), strict=True):
+            both = torch.arange(count, device=mask.device)
+            mask[both % 2, first + both // 2] = True
+        found.append(_Layer(number, changes, rows, -(-(changes + 1) // rows), *masks))
         first += layer.channels
     if most is None or most >= len(found):
         return found
@@ -259,7 +267,8 @@ def _measure(
     with torch.inference_mode():
         folded = FoldedSynthesis(model.generator.synthesis, style, model.noise)
     for layer in layers:
-        works[f"layer {layer.number}"] = _bound(model, space, style, batch_size, layer.mask)
+        works[f"layer {layer.number}"] = _bound(model, space, style, layer.rows, layer.mask)
+        works[f"layer {layer.number}, two"] = _bound(model, space, style, layer.rows, layer.two)
         works[f"layer {layer.number} prepared"] = _prepared(folded, layer.number)
     if theirs is not None:
         works["peer"] = theirs.evaluate
@@ -269,11 +278,7 @@ def _measure(
     peak = convolution.flops / seconds["peak"]
     whole, behind = _flops(model, style, layers)
     changes = sum(layer.changes for layer in layers)
-    image = seconds["image"]
-    for layer in layers:
-        once = seconds[f"layer {layer.number} prepared"]
-        batch = seconds[f"layer {layer.number}"] - seconds["image"] - once
-        image += once + layer.batches * max(1e-9, batch)
+    image = _of_an_image(seconds, layers)
     rates = {
         "one at a time": (1 / seconds["one at a time"], whole),
         "batches": (rows / seconds["batches"], whole),
@@ -299,18 +304,34 @@ def _times(works: Mapping[str, Callable[[], object]], layers: Sequence[_Layer]) 
     def of(name: str) -> dict[str, float]:
         return times_by_kind(works[name], by_kernel=True)
 
-    image = of("image")
-    times = dict(image)
-    for layer in layers:
-        once, whole = of(f"layer {layer.number} prepared"), of(f"layer {layer.number}")
-        for kind in {*once, *whole}:
-            own = once.get(kind, 0.0)
-            times[kind] = (
-                times.get(kind, 0.0)
-                + own
-                + layer.batches * (whole.get(kind, 0.0) - image.get(kind, 0.0) - own)
-            )
+    names = [
+        "image",
+        *(f"layer {layer.number}{what}" for layer in layers for what in ("", ", two", " prepared")),
+    ]
+    profiles = {name: of(name) for name in names}
+    kinds = {kind for profile in profiles.values() for kind in profile}
+    times = {
+        kind: _of_an_image({name: profile.get(kind, 0.0) for name, profile in profiles.items()}, layers)
+        for kind in kinds
+    }
     return {kind: seconds for kind, seconds in times.items() if seconds > 0}
+
+
+def _of_an_image(seconds: Mapping[str, float], layers: Sequence[_Layer]) -> float:
+    """Seconds of an image's whole sweep, from those of a few batches of every layer.
+
+    What a first batch takes beyond another one is done once an image, for all layers behind it: transforming
+    weights (`networks.winograd`).
+    """
+    whole, once = seconds["image"], [0.0]
+    for layer in layers:
+        prepared, first = seconds[f"layer {layer.number} prepared"], seconds[f"layer {layer.number}"]
+        batch = seconds[f"layer {layer.number}, two"] - first
+        if layer.batches == 1:
+            batch = first - seconds["image"] - prepared
+        whole += prepared + layer.batches * max(0.0, batch)
+        once.append(first - seconds["image"] - prepared - batch)
+    return whole + max(once)
 
 
 def _bound(
