@@ -127,6 +127,7 @@ def test_wide_layers_that_are_convolved_by_tiles_agree_with_the_slow_sweep(
     def counted(name: str, whole: Any) -> Any:
         def function(images: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
             tiles.append((name, len(images)))
+            assert name == "doubled" or named["kept"] is not None, "else a weight is transformed every time"
             return cast(torch.Tensor, whole(images, *more, **named))
 
         return function

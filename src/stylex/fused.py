@@ -16,12 +16,12 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None,
     *,
-    slope: float,
+    slope: float | None,
     padding: int = 0,
     groups: int = 1,
     kept: winograd.Kept | None = None,
 ) -> Tensor:
-    """leaky_relu(conv2d(images, weight) + bias, slope), without gradients; slope 0 is ReLU.
+    """leaky_relu(conv2d(images, weight) + bias, slope), without gradients; slope 0 is ReLU, None neither.
 
     On CPUs oneDNN applies bias and rectifier while a tile of the result is still in the cache; elsewhere the
     rectifier overwrites the convolution's result. Wide 3 × 3 convolutions are done by tiles (see
@@ -44,6 +44,8 @@ def convolve(
     plain = (padding, groups, *weight.shape[2:]) == (1, 1, 3, 3)
     if plain and winograd.pays(images, weight, images.shape[2:], kept=kept is not None):
         return winograd.outputs(images, weight, bias, slope=slope, kept=kept)
+    if slope is None:
+        return F.conv2d(images, weight, bias, padding=padding, groups=groups)
     if kind == "cpu" and images.numel() and _offered(images.dtype):
         pads, ones = [padding, padding], [1, 1]
         rectifier, scalars = ("leaky_relu", [slope]) if slope else ("relu", [])

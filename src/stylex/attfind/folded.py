@@ -18,7 +18,6 @@ from torch import Tensor
 from stylex import fused
 from stylex.hardware import has_amx
 from stylex.networks import StyleLayer, Synthesis, SynthesisState, winograd
-from stylex.networks.convolution import convolve
 from stylex.networks.generator import Noise, StyledConv, ToRGB
 from stylex.networks.layers import FIR_TAPS, SQRT2, at_least_float32, energy, upsample2
 
@@ -56,17 +55,13 @@ class _Convolution:
         if self.fir is not None:
             features = fused.double(features, weight, self.kept)
             weight, groups = self.fir, len(self.fir)
-        if self.noise is None:
-            found = fused.convolve(
-                features, weight, self.bias, slope=SLOPE, padding=1, groups=groups, kept=self.kept
-            )
-            return _woven(found) if self.phases else found
-        if groups == 1:
-            found = convolve(features, weight, self.bias, padding=1)
-        else:
-            found = F.conv2d(features, weight, self.bias, padding=1, groups=groups)
+        # Noise comes between the bias and the rectifier, which then follows by itself.
+        slope = SLOPE if self.noise is None else None
+        found = fused.convolve(
+            features, weight, self.bias, slope=slope, padding=1, groups=groups, kept=self.kept
+        )
         found = _woven(found) if self.phases else found
-        return F.leaky_relu_(found.add_(self.noise), SLOPE)
+        return found if self.noise is None else F.leaky_relu_(found.add_(self.noise), SLOPE)
 
 
 class FoldedSynthesis:
