@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any, cast
 
 import numpy as np
@@ -200,6 +201,42 @@ def test_only_wanted_changes_are_measured() -> None:
         some = sweep_image(model, space, styles[:1], 1.0, 8, wanted=wanted)
     torch.testing.assert_close(some[wanted], whole[wanted], rtol=1e-5, atol=1e-5)
     assert (some[~wanted] == before).all()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
+def test_changes_of_many_layers_share_batches(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, alone: bool
+) -> None:
+    """Whichever are wanted; one unchanged image for all where rounding is float32's."""
+    model = problems.tiny_model()
+    styles, space = encoded(model)
+    whole = sweep(model, space, styles[:1])[0]
+    batches: list[list[Any]] = []
+    sweeping = sys.modules[sweep_image.__module__]  # its name in the package is the function's
+    joined = sweeping._joined
+
+    def seen(synthesis: Synthesis, wanted: torch.Tensor, size: int, given: bool) -> list[list[Any]]:
+        assert given  # float32 on a CPU
+        batches[:] = joined(synthesis, wanted, size, alone)
+        return batches
+
+    monkeypatch.setattr(sweeping, "_joined", seen)
+    random = torch.Generator().manual_seed(batch_size)
+    for share in (0.1, 0.3, 0.6):
+        wanted = torch.rand(2, space.size, generator=random) < share
+        some = sweep(model, space, styles[:1], batch_size=batch_size, wanted=wanted)[0]
+        torch.testing.assert_close(some[wanted], whole[wanted], rtol=1e-5, atol=1e-5)
+        rows = [sum(group.rows for group in batch) for batch in batches]
+        assert all(2 <= count <= max(2, batch_size) for count in rows)
+        groups = [group for batch in batches for group in batch]
+        leads = sum(group.leads for group in groups)
+        assert sum(rows) - leads == int(wanted.sum())
+        if alone:
+            assert groups[0].leads == 1
+            assert leads <= 2 or batch_size <= 3, "single rows are rare"
+        else:
+            assert leads == len(groups)
 
 
 def test_linear_effects_are_known() -> None:

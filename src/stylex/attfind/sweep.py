@@ -48,7 +48,8 @@ def sweep(
 
     In every layer the unchanged image goes through the same operations once more, and what is returned is the
     unchanged image's logits plus the difference to it: so rounding, in bf16 as large as a weak effect, does
-    not become part of all effects of an image.
+    not become part of all effects of an image. Where `wanted` leaves few changes of a layer and rounding is
+    that of float32, one unchanged image does for all layers.
 
     Args:
         shift: 1 moves a coordinate to the end of its range.
@@ -131,17 +132,22 @@ def sweep_image(
 class _Group:
     """Some changes of one layer, in a batch with those of other layers: [c] channels and directions.
 
-    `first`: coordinate of the layer's first channel.
+    `first`: coordinate of the layer's first channel; `leads`: 1 with the unchanged image in front, or 0.
     """
 
     number: int
     first: int
     channels: Tensor
     directions: Tensor
+    leads: int
 
     @property
     def coordinates(self) -> Tensor:
         return self.first + self.channels
+
+    @property
+    def rows(self) -> int:
+        return self.leads + len(self.channels)
 
 
 def _sweep_joined(
@@ -161,16 +167,17 @@ def _sweep_joined(
     So the wide layers behind, where the time goes, have full batches. Changes that do not move a coordinate
     go along, which keeps the shapes of all images the same, and do not count.
     """
-    for batch in _joined(synthesis, wanted, batch_size):
+    alone = synthesis.compute_dtype == torch.float32 and values.device.type == "cpu"  # no TF32 there
+    reference: Tensor | None = None
+    for batch in _joined(synthesis, wanted, batch_size, alone):
         state: SynthesisState | None = None
         for group in batch:
-            # The unchanged image leads the changes of every layer: it goes through what they go through.
-            channels = torch.cat([group.channels[:1], group.channels])
+            channels = torch.cat([group.channels[: group.leads], group.channels])
             moved = values[group.first + channels]
-            moved[1:] = torch.where(
+            moved[group.leads :] = torch.where(
                 moves[group.directions, group.coordinates],
                 targets[group.directions, group.coordinates],
-                moved[1:],
+                moved[group.leads :],
             )
             joining = folded.layer(group.number)(channels, moved)
             if state is None:
@@ -182,17 +189,24 @@ def _sweep_joined(
         logits = model.classifier(folded.finish(state).clamp_(-1, 1))
         row = 0
         for group in batch:
-            changed = logits[row + 1 : row + 1 + len(group.channels)] - logits[row]
+            if group.leads:
+                reference = logits[row]
+            assert reference is not None  # the first group has it
+            changed = logits[row + group.leads : row + group.rows] - reference
             counts = moves[group.directions, group.coordinates]
             results[group.directions[counts], group.coordinates[counts]] += changed[counts]
-            row += 1 + len(group.channels)
+            row += group.rows
         if on_changes is not None:
             on_changes(sum(len(group.channels) for group in batch))
     return results
 
 
-def _joined(synthesis: Synthesis, wanted: Tensor, batch_size: int) -> list[list[_Group]]:
-    """The wanted changes [2, S] in batches of at most `batch_size` rows; each group's first is unchanged."""
+def _joined(synthesis: Synthesis, wanted: Tensor, batch_size: int, alone: bool) -> list[list[_Group]]:
+    """The wanted changes [2, S] in batches of at most `batch_size` rows.
+
+    The unchanged image leads each group, so that it goes through what the group goes through; if `alone`, the
+    first group only, and what would be the only row of its batch: one image's picture counts as shared.
+    """
     batches: list[list[_Group]] = []
     free = 0
     first = 0
@@ -202,13 +216,16 @@ def _joined(synthesis: Synthesis, wanted: Tensor, batch_size: int) -> list[list[
         channels, directions = wanted[:, first : first + place.channels].T.nonzero(as_tuple=True)
         done = 0
         while done < len(channels):
-            if free < 2:
+            leads = 0 if alone and batches else 1
+            if free < 1 + leads:
+                leads = 0 if alone and batches and len(channels) - done > 1 else 1
                 batches.append([])
                 free = max(2, batch_size)
-            part = slice(done, done + free - 1)
-            batches[-1].append(_Group(number, first, channels[part], directions[part]))
-            free -= 1 + len(channels[part])
-            done += len(channels[part])
+            part = slice(done, done + free - leads)
+            group = _Group(number, first, channels[part], directions[part], leads)
+            batches[-1].append(group)
+            free -= group.rows
+            done += len(group.channels)
         first += place.channels
     return batches
 
