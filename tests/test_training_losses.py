@@ -641,6 +641,44 @@ def test_thinning_out_equals_a_loop(classes: int, sums_to_one: bool) -> None:
     assert share > 0
 
 
+@pytest.mark.parametrize("exclusive", [0.3, 1.0])
+@pytest.mark.parametrize("sums_to_one", [True, False])
+def test_exclusive_thinning_out_equals_a_loop(exclusive: float, sums_to_one: bool) -> None:
+    classes, threshold = 3, 0.4
+    weight = torch.randn(100, 5 + classes, dtype=torch.float64)
+    weight[7] = 0.0  # reads nothing; no length to take a share of
+    expected = weight.clone()
+    for row in range(len(weight)):
+        w, columns = weight[row, :5], weight[row, 5:]
+        mean = columns.mean() if sums_to_one else torch.zeros((), dtype=torch.float64)
+        apart = columns - mean
+        length = math.sqrt(sum(float(x) ** 2 for x in w)) + math.sqrt(sum(float(x) ** 2 for x in apart))
+        shares = [abs(float(x)) / length if length else 0.0 for x in apart]
+        for column in range(classes):
+            own = threshold * (1 + exclusive * (1 - 2 * shares[column]))
+            left = max(abs(float(apart[column])) - own, 0.0)
+            expected[row, 5 + column] = mean + math.copysign(left, float(apart[column]))
+        for column in range(5):
+            left = max(abs(float(w[column])) - threshold * exclusive * max(shares), 0.0)
+            expected[row, column] = math.copysign(left, float(w[column]))
+    thin_out_condition(weight, classes, threshold, sums_to_one=sums_to_one, exclusive=exclusive)
+    torch.testing.assert_close(weight, expected)
+
+
+def test_a_style_comes_to_read_a_part_of_the_condition_or_w_alone() -> None:
+    """Two rows pulled towards targets of both kinds: what is a little stronger at first is all that stays."""
+    target = torch.tensor([[0.25, 0.25, 2.0, 0.6], [2.0, -2.0, 0.5, 0.0]], dtype=torch.float64)
+    together = target.clone()
+    apart = target.clone()
+    for _ in range(2000):
+        for weight, exclusive in ((together, 0.0), (apart, 1.0)):
+            weight += 0.01 * (target - weight)  # a gradient step of a squared distance
+            thin_out_condition(weight, 2, 0.004, sums_to_one=False, exclusive=exclusive)
+    assert (apart[0] != 0).tolist() == [False, False, True, False]
+    assert (apart[1] != 0).tolist() == [True, True, False, False]
+    assert ((together != 0) == (target != 0)).all()  # 0.4 is all that the plain threshold can take off
+
+
 def test_thinned_out_styles_do_not_depend_on_the_class() -> None:
     weight = torch.randn(20, 4 + 3)
     thin_out_condition(weight, 3, 100.0)
@@ -673,6 +711,17 @@ def test_sparsity_starts_ramps_and_follows_the_rate(
     reference, share = slow_thin_out(before, 2 if name == "fast" else 8, expected, name == "fast")
     torch.testing.assert_close(weight.detach(), reference)
     assert float(found["class_free_styles"]) == pytest.approx(share)
+
+
+def test_a_recipe_sets_the_readers_of_a_style_against_each_other(tmp_path: Path) -> None:
+    settings = ["sparsity.threshold=0.5", "sparsity.exclusive=0.7"]
+    settings += ["sparsity.start_kimg=0", "sparsity.ramp_kimg=0"]
+    trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
+    weight = trainer.state.networks.generator.affine_weight
+    expected = weight.detach().clone()
+    trainer.loss.after_update(trainer.phases[0], 10, 0.5)
+    thin_out_condition(expected, 2, 0.25, exclusive=0.7)
+    torch.testing.assert_close(weight.detach(), expected)
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -177,6 +177,12 @@ class SparsitySettings(Settings):
     """The L1 proximal step on the styles' dependence on the condition; threshold 0 switches it off."""
 
     threshold: NonNegative = 0.0
+    exclusive: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far a style that reads one part of the condition is kept from reading another, or w",
+    )
     latent_threshold: NonNegative = Field(
         0.0, description="the same for the styles' dependence on each number of w; 0 switches it off"
     )

@@ -141,6 +141,7 @@ class StylexLoss:
                 sparsity.threshold * scale,
                 sums_to_one=self.recipe.network.condition == "probabilities"
                 and self.classifier.activation == "softmax",
+                exclusive=sparsity.exclusive,
             )
             found["class_free_styles"] = share
         if sparsity.latent_threshold > 0:
@@ -472,7 +473,12 @@ def join(w: Tensor, condition: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def thin_out_condition(
-    affine_weight: Tensor, condition_features: int, threshold: float, *, sums_to_one: bool = True
+    affine_weight: Tensor,
+    condition_features: int,
+    threshold: float,
+    *,
+    sums_to_one: bool = True,
+    exclusive: float = 0.0,
 ) -> Tensor:
     """One L1 proximal step on the styles' dependence on the condition, in place. Ours, not the paper's.
 
@@ -485,11 +491,30 @@ def thin_out_condition(
     Where it does not (logits, or labels that do not exclude each other), the columns themselves are
     thresholded.
 
+    `exclusive` e, 0 to 1, sets the readers of a coordinate against each other. With r, the share of one
+    deviation in the row's length (the norm of the deviations plus the norm of the columns that read w), its
+    threshold is (1 + e · (1 − 2 r)) · `threshold`, and the columns that read w are thresholded by e times the
+    row's largest r: a coordinate comes to read one part of the condition alone, or w alone. A coordinate that
+    reads both goes, at the end of its range, where w takes it, which is further than the condition asks for.
+
     Returns:
         Share of coordinates that no longer depend on the class, on their device.
     """
     columns = affine_weight[:, -condition_features:]
     mean = columns.mean(dim=1, keepdim=True) if sums_to_one else torch.zeros_like(columns[:, :1])
-    deviation = F.softshrink(columns - mean, threshold)
+    deviation = columns - mean
+    if exclusive == 0:
+        deviation = F.softshrink(deviation, threshold)
+    else:
+        w = affine_weight[:, :-condition_features]
+        length = w.norm(dim=1, keepdim=True) + deviation.norm(dim=1, keepdim=True)
+        share = deviation.abs() / length.clamp_min(torch.finfo(length.dtype).tiny)
+        deviation = _soft(deviation, threshold * (1 + exclusive * (1 - 2 * share)))
+        w.copy_(_soft(w, threshold * exclusive * share.amax(dim=1, keepdim=True)))
     columns.copy_(mean + deviation)
     return (deviation == 0).all(dim=1).float().mean()
+
+
+def _soft(values: Tensor, thresholds: Tensor) -> Tensor:
+    """Soft-thresholding by a threshold of its own for every value; `torch` has it for one threshold only."""
+    return values.sign() * (values.abs() - thresholds).clamp_min(0)
