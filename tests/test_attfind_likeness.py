@@ -14,7 +14,7 @@ from torch import Tensor
 import problems
 from stylex.attfind import Attribute, Findings, load_discovery, load_findings, search
 from stylex.attfind.attributes import Ranking
-from stylex.attfind.likeness import LIKENESS_IMAGES, likeness, mark_repeats, repeats
+from stylex.attfind.likeness import LIKENESS_IMAGES, Looks, by_effect, looks, mark_repeats, repeats
 from stylex.model import Model
 from stylex.run import Run
 
@@ -47,17 +47,29 @@ def findings(*found: Attribute, **settings: Any) -> Findings:
 
 def test_likeness_is_the_cosine_of_what_two_changes_do_to_a_picture() -> None:
     styles = problems.linear_styles([[0, 0, 0, 0, 0, 0], [-0.5, 0.3, 0.9, 0, 0, 0]])
-    found = likeness(overlapping(), problems.unit_space(), styles, CHANGES)
+    found = looks(overlapping(), problems.unit_space(), styles, CHANGES)
     expected = [[1, 0.8, 0, -0.8], [0.8, 1, 0, -1], [0, 0, 1, 0], [-0.8, -1, 0, 1]]
-    assert found == pytest.approx(np.array(expected), abs=1e-5)
+    assert found.alike == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_the_size_of_a_change_is_its_root_mean_square() -> None:
+    styles = problems.linear_styles([[0, 0, 0, 0, 0, 0], [-0.5, 0.3, 0.9, 0, 0, 0]])
+    model = overlapping()
+    found = looks(model, problems.unit_space(), styles, CHANGES)
+    before = model.synthesise(styles)
+    for number, change in enumerate(CHANGES):
+        apart = model.synthesise(problems.unit_space().shift(styles, [change])) - before
+        expected = apart.flatten(1).square().mean(dim=1).sqrt().mean()
+        assert found.sizes[number] == pytest.approx(float(expected), rel=1e-5)
+        assert expected > 0
 
 
 def test_pictures_that_an_attribute_leaves_as_they_are_do_not_count() -> None:
     styles = problems.linear_styles([[0, 1, 0, 0, 0, 0], [0, -0.2, 0, 0, 0, 0]])  # the first is at the end
-    found = likeness(overlapping(), problems.unit_space(), styles, CHANGES[:2])
-    assert found == pytest.approx(np.array([[1, 0.8], [0.8, 1]]), abs=1e-5)
-    nowhere = likeness(overlapping(), problems.unit_space(), styles[:1], CHANGES[:2])
-    assert nowhere == pytest.approx(np.array([[1, 0], [0, 0]]), abs=1e-5)
+    found = looks(overlapping(), problems.unit_space(), styles, CHANGES[:2])
+    assert found.alike == pytest.approx(np.array([[1, 0.8], [0.8, 1]]), abs=1e-5)
+    nowhere = looks(overlapping(), problems.unit_space(), styles[:1], CHANGES[:2])
+    assert nowhere.alike == pytest.approx(np.array([[1, 0], [0, 0]]), abs=1e-5)
 
 
 def test_a_repetition_names_one_that_repeats_nothing() -> None:
@@ -68,6 +80,57 @@ def test_a_repetition_names_one_that_repeats_nothing() -> None:
     assert repeats(alike, 0.5) == [None, 0, None, 2]
     assert repeats(alike, 0.65) == [None, None, 1, 0]
     assert repeats(alike, 1.0) == [None] * 4
+
+
+def test_the_order_of_effects() -> None:
+    """Distinct ones, repetitions, minor ones; a gentle coordinate stands for those that do the same."""
+    alike = np.eye(6)
+    for one, other, value in ((0, 3, 0.8), (0, 5, 0.9), (3, 5, 0.2), (1, 4, 0.7)):
+        alike[one, other] = alike[other, one] = value
+    effects = np.array([4.0, 0.1, 2.0, 2.7, 0.19, 2.9])
+    sizes = np.array([1.0, 1.0, 1.0, 0.5, 1.0, 0.9])
+    # 3 (2.7 of 4.0) is the gentlest but weaker than 0.7 of the strongest, so 0 stands for them.
+    order, same = by_effect(effects, Looks(alike, np.array([1.0, 1.0, 1.0, 0.5, 1.0, 0.9])), 0.5)
+    assert (order, same) == ([0, 2, 5, 3, 4, 1], [None, 4, None, 0, None, 0])
+    effects[3] = 2.8  # just strong enough
+    order, same = by_effect(effects, Looks(alike, sizes), 0.5)
+    assert (order, same) == ([3, 2, 0, 5, 4, 1], [3, 4, None, None, None, 3])
+    assert by_effect(effects, Looks(alike, sizes), 0.95) == ([0, 5, 3, 2, 4, 1], [None] * 6)
+    assert by_effect(effects, None, None) == ([0, 5, 3, 2, 4, 1], [None] * 6)
+
+
+def test_of_what_moves_nothing_towards_the_class_the_least_bad_stands_for_the_others() -> None:
+    looked = Looks(np.ones((2, 2)), np.array([1.0, 0.1]))
+    assert by_effect(np.array([-0.1, -0.2]), looked, 0.5) == ([0, 1], [None, 0])
+    assert by_effect(np.array([0.0, 0.0]), looked, 0.5) == ([0, 1], [None, 0])
+
+
+def test_a_change_that_no_picture_shows_is_not_taken_for_a_gentle_one() -> None:
+    """Its size is 0; a division by it would make it the gentlest of all, at any effect."""
+    looked = Looks(np.ones((2, 2)), np.array([0.002, 0.0]))
+    assert by_effect(np.array([1.0, 0.9]), looked, 0.5)[1] == [1, None]  # 0.9 / 0.001 against 1 / 0.002
+    looked = Looks(np.ones((2, 2)), np.array([0.001, 0.0]))
+    assert by_effect(np.array([1.0, 0.9]), looked, 0.5)[1] == [None, 0]
+
+
+@pytest.mark.parametrize("alike", [0.4, None])
+def test_attributes_are_put_into_the_order_of_their_effects(alike: float | None) -> None:
+    styles = problems.linear_styles([[0, 0, 0, -1, 0, 0]] * 2)
+    model, space = overlapping(), problems.unit_space()
+    logits = model.classify(model.synthesise(styles))
+    entries = [attribute(1, 2), attribute(2, 1), attribute(3, 0)]
+    entries = [
+        dataclasses.replace(entry, effect=effect)
+        for entry, effect in zip(entries, (1.0, 3.0, 3.1), strict=True)
+    ]
+    found = mark_repeats(model, space, styles, logits, findings(*entries, alike=alike, order="effect"))
+    got = [(entry.rank, entry.coordinate, entry.repeats) for entry in found.attributes["yes"]]
+    # Coordinates 0 and 1 move a picture alike and as far: the stronger stands for both.
+    repeated = [(1, 0, None), (2, 2, None), (3, 1, 1)]
+    assert got == (repeated if alike else [(1, 0, None), (2, 1, None), (3, 2, None)])
+    kept = mark_repeats(model, space, styles, logits, findings(*entries, alike=alike, order="selection"))
+    got = [(entry.rank, entry.coordinate, entry.repeats) for entry in kept.attributes["yes"]]
+    assert got == [(1, 2, None), (2, 1, None), (3, 0, 2 if alike else None)]
 
 
 def test_attributes_say_which_one_they_repeat() -> None:
@@ -120,13 +183,15 @@ def test_a_search_compares_what_it_found(tmp_path: Path) -> None:
     model = problems.tiny_model()
     run = problems.save_tiny_run(tmp_path / "run", model)
     images = problems.training_problems.images(24)
-    search(Run.open(run.path), model, images, problems.everything(count=6, images_per_class=4, alike=0.01))
+    settings = problems.everything(count=6, images_per_class=4, alike=0.01)
+    search(Run.open(run.path), model, images, settings)
     found, kept = load_findings(run), load_discovery(run, model)
     for target, name in enumerate(model.class_names):
         entries = found.attributes[name]
         outside = torch.from_numpy(np.flatnonzero(kept.logits.argmax(dim=1).numpy() != target))
         changes = [entry.change for entry in entries]
-        alike = likeness(model, kept.space, kept.styles[outside], changes)
-        expected = [None if first is None else first + 1 for first in repeats(alike, 0.01)]
-        assert [entry.repeats for entry in entries] == expected
-        assert any(expected)
+        seen = looks(model, kept.space, kept.styles[outside], changes)
+        order, same = by_effect(np.array([entry.effect for entry in entries]), seen, 0.01)
+        assert order == list(range(len(entries)))
+        assert [entry.repeats for entry in entries] == [None if of is None else of + 1 for of in same]
+        assert any(of is not None for of in same)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stylex.classifiers.architectures import build
 from stylex.cli.evaluate import describe
 from stylex.errors import ClassifierError, RunError, StylexError
 from stylex.evaluation.comparison import as_markdown, compare_runs
-from stylex.evaluation.controls import RANDOM_WEIGHTS, other_selection, random_weight_ranking, random_weights
+from stylex.evaluation.controls import RANDOM_WEIGHTS, other_selections, random_weight_ranking, random_weights
 from stylex.evaluation.measure import prepare
 from stylex.evaluation.stage import evaluate_run, is_evaluated
 from stylex.explainer import Explainer, open_explainer
@@ -37,19 +38,33 @@ def opened(path: Path) -> Explainer:
     return open_explainer(Run.open(path), training_problems.HARDWARE)
 
 
-def test_the_other_selection_is_attfinds_own(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("own", "order", "others"),
+    [
+        ("subset", "selection", ["independent"]),
+        ("independent", "selection", ["subset"]),
+        ("removal", "selection", ["subset", "independent"]),
+        ("subset", "effect", ["subset", "independent"]),
+    ],
+)
+def test_the_other_selections_are_the_published_ones(
+    path: Path, own: str, order: str, others: list[str]
+) -> None:
     explainer = opened(path)
-    name, rankings = other_selection(explainer)
-    assert name == "AttFind independent"
+    asked = explainer.findings.settings.model_copy(update={"method": own, "order": order})
+    explainer.findings = replace(explainer.findings, settings=asked)
+    found = other_selections(explainer)
+    assert list(found) == [f"AttFind {method}" for method in others]
     discovery = explainer.discovery
     after = load_logits(explainer.run, explainer.model, discovery, explainer.findings.settings)
-    settings = explainer.findings.settings.model_copy(update={"method": "independent"})
-    expected = find_attributes(
-        discovery.logits.numpy(), after, discovery.space, explainer.class_names, settings
-    )
-    assert rankings == {
-        target: [entry.change for entry in found] for target, found in expected.attributes.items()
-    }
+    for method in others:
+        settings = explainer.findings.settings.model_copy(update={"method": method})
+        expected = find_attributes(
+            discovery.logits.numpy(), after, discovery.space, explainer.class_names, settings
+        )
+        assert found[f"AttFind {method}"] == {
+            target: [entry.change for entry in found] for target, found in expected.attributes.items()
+        }
 
 
 def test_an_evaluation_has_all_rankings(path: Path, tmp_path: Path) -> None:
@@ -67,7 +82,7 @@ def test_an_evaluation_has_all_rankings(path: Path, tmp_path: Path) -> None:
         packed = {entry.method for entry in evaluate_run(opened(path), test, control=True).methods}
         assert packed == {"AttFind", "AttFind distinct", "Wu et al.", "random", RANDOM_WEIGHTS}
         with pytest.raises(RunError, match="effects"):
-            other_selection(explainer)
+            other_selections(explainer)
     finally:
         for shard in tmp_path.iterdir():
             shard.rename(path / "effects" / shard.name)

@@ -14,7 +14,7 @@ import study_samples
 import training_problems
 from stylex import load
 from stylex.attfind import search
-from stylex.attfind.likeness import likeness
+from stylex.attfind.likeness import looks
 from stylex.counterfactuals import to_picture
 from stylex.data.images import ImageSet
 from stylex.evaluation.measure import prepare
@@ -140,7 +140,7 @@ def test_attributes_that_do_the_same_know_of_each_other(tmp_path: Path) -> None:
     test = prepare(explainer.model, None, 0, count=40)
     design = make_study(explainer, test, StudySettings(attributes=3, questions=1))
     changes = [(entry.direction, entry.coordinate) for entry in design.attributes]
-    alike = likeness(explainer.model, explainer.discovery.space, explainer.discovery.styles[:32], changes)
+    alike = looks(explainer.model, explainer.discovery.space, explainer.discovery.styles[:32], changes).alike
     expected = [
         tuple(other for other in range(3) if other != place and abs(alike[place, other]) >= 0.1)
         for place in range(3)

@@ -304,6 +304,11 @@ class AttFindSettings(Settings):
     )
     method: Literal["subset", "independent", "removal"] = "subset"
     count: int = Field(20, ge=1)
+    order: Literal["effect", "selection"] = Field(
+        "effect",
+        description="effect: of what is selected the strongest mean effect first, and what repeats another "
+        "later; selection: in the order of the picks, as published",
+    )
     max_image_effect: Positive = 1.0
     independent_threshold: Positive = 0.2
     independent_min_share: float = Field(0.03, ge=0, le=1)
@@ -318,8 +323,8 @@ class AttFindSettings(Settings):
         0.4,
         gt=0,
         le=1,
-        description="cosine between two attributes' changes of an image from which the later one repeats the "
-        "earlier; null: they are not compared",
+        description="cosine between two attributes' changes of an image from which they do the same; null: "
+        "they are not compared",
     )
     batch_size: int | None = Field(
         None, ge=1, description="edited images synthesised at once; null: a probe finds it"

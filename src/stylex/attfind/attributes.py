@@ -31,8 +31,8 @@ class Attribute:
     `effect` is the mean change of the target's log-odds (or logit, see AttFindSettings.effect) over the
     `images` searched, `effect_std` its standard deviation over them, `flipped` the share of them that this
     change alone sends to the target class. `rank` counts from 1. `name` is what a person called it. `repeats`
-    is the rank of the attribute of the same target that does the same (see `likeness`); None for one that is
-    distinct, and where they were not compared.
+    is the rank of the attribute of the same target that stands for all that do the same (see `likeness`);
+    None for one that is distinct, and where they were not compared.
     """
 
     target: str
@@ -72,7 +72,7 @@ class Ranking(tuple[Attribute, ...]):
 
     @property
     def distinct(self) -> Ranking:
-        """Without those that do the same as one before them; ranks stay."""
+        """Without those that repeat another; ranks stay."""
         return Ranking(entry for entry in self if entry.repeats is None)
 
     def _repr_html_(self) -> str:
@@ -149,7 +149,8 @@ class Findings:
             content["images"],
             content["unstable_images"],
             content["coordinates"],
-            AttFindSettings(**({"alike": None} | content["settings"])),  # before attributes were compared
+            # Files that were written before attributes were compared, or put in order, say nothing of it.
+            AttFindSettings(**({"alike": None, "order": "selection"} | content["settings"])),
             tuple(ScreenedStage(**stage) for stage in content.get("screening", ())),
         )
 

@@ -1,4 +1,4 @@
-"""Rankings that a run is measured beside: the other way to select, and a classifier with random weights."""
+"""Rankings that a run is measured beside: the other ways to select, and a classifier with random weights."""
 
 from __future__ import annotations
 
@@ -26,22 +26,28 @@ Rankings = dict[str, list[DirectedCoordinate]]
 """Class → (direction, coordinate), best first."""
 
 
-def other_selection(explainer: Explainer) -> tuple[str, Rankings]:
-    """AttFind's other selection (independent beside subset, subset beside the rest), with its name.
+def other_selections(explainer: Explainer) -> dict[str, Rankings]:
+    """AttFind's published selections, subset and independent, but for what the run's own ranking is.
 
-    From the effects that the run's search has measured; nothing is measured anew.
+    Both in the order of their picks, so that a run whose attributes are in order of their effect is measured
+    beside the ranking that it comes from. From the effects that the run's search has measured; nothing is
+    measured anew.
 
     Raises:
         RunError: the run holds no effects.
         DataError: no image outside some class is stable.
     """
     discovery, findings, model = explainer.discovery, explainer.findings, explainer.model
-    other = "subset" if findings.settings.method == "independent" else "independent"
-    settings = findings.settings.model_copy(update={"method": other})
     after = load_logits(explainer.run, model, discovery, findings.settings)
     before, activation = discovery.logits.numpy(), model.classifier.activation
-    found = find_attributes(before, after, discovery.space, model.class_names, settings, activation)
-    return f"AttFind {other}", _rankings(found.attributes)
+    own = findings.settings.method if findings.settings.order == "selection" else None
+    found: dict[str, Rankings] = {}
+    for method in ("subset", "independent"):
+        if method != own:
+            settings = findings.settings.model_copy(update={"method": method})
+            other = find_attributes(before, after, discovery.space, model.class_names, settings, activation)
+            found[f"AttFind {method}"] = _rankings(other.attributes)
+    return found
 
 
 def random_weight_ranking(

@@ -14,7 +14,7 @@ from stylex import classifiers
 from stylex.classifiers import Classifier
 from stylex.data import Dataset, ImageSet
 from stylex.errors import ClassifierError, ConfigError, DataError, RunError
-from stylex.evaluation.controls import RANDOM_WEIGHTS, Rankings, other_selection, random_weight_ranking
+from stylex.evaluation.controls import RANDOM_WEIGHTS, Rankings, other_selections, random_weight_ranking
 from stylex.evaluation.coverage import by_class
 from stylex.evaluation.extractors import Extractor, load_extractor
 from stylex.evaluation.factors import FactorDetector, agreement
@@ -209,8 +209,7 @@ def _controls(
     others: dict[str, Rankings] = {}
     left_out: dict[str, str] = {}
     try:
-        name, rankings = other_selection(explainer)
-        others[name] = rankings
+        others |= other_selections(explainer)
     except (RunError, DataError) as error:  # packed, or searched by screening: no effects to select from
         left_out[OTHER_SELECTION] = str(error)
     if on_progress is not None:

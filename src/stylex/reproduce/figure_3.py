@@ -52,6 +52,7 @@ CLASSES = ("old", "young")
 SETTINGS = AttFindSettings(
     method="subset",
     count=8,
+    order="selection",
     max_image_effect=1.0,
     shift=1.0,
     unstable_threshold=2.0,

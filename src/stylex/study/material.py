@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from stylex.attfind import Attribute, Findings
-from stylex.attfind.likeness import LIKENESS_IMAGES, likeness
+from stylex.attfind.likeness import LIKENESS_IMAGES, looks
 from stylex.errors import DataError, RunError
 from stylex.evaluation.measure import TestImages, identify
 from stylex.explainer import Explainer
@@ -164,7 +164,7 @@ def _alike(explainer: Explainer, chosen: list[Attribute]) -> list[tuple[int, ...
         return [()] * len(chosen)
     styles = explainer.discovery.styles[:LIKENESS_IMAGES]
     changes = [entry.change for entry in chosen]
-    found = np.abs(likeness(explainer.model, explainer.discovery.space, styles, changes)) >= threshold
+    found = np.abs(looks(explainer.model, explainer.discovery.space, styles, changes).alike) >= threshold
     np.fill_diagonal(found, False)
     return [tuple(np.flatnonzero(row).tolist()) for row in found]
 
