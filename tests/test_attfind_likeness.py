@@ -82,21 +82,63 @@ def test_a_repetition_names_one_that_repeats_nothing() -> None:
     assert repeats(alike, 1.0) == [None] * 4
 
 
+def alike(count: int, *pairs: tuple[int, int, float]) -> np.ndarray[Any, Any]:
+    found = np.eye(count)
+    for one, other, value in pairs:
+        found[one, other] = found[other, one] = value
+    return found
+
+
 def test_the_order_of_effects() -> None:
     """Distinct ones, repetitions, minor ones; a gentle coordinate stands for those that do the same."""
-    alike = np.eye(6)
-    for one, other, value in ((0, 3, 0.8), (0, 5, 0.9), (3, 5, 0.2), (1, 4, 0.7)):
-        alike[one, other] = alike[other, one] = value
+    matrix = alike(6, (0, 3, 0.8), (0, 5, 0.9), (3, 5, 0.6), (1, 4, 0.7))
     effects = np.array([4.0, 0.1, 2.0, 2.7, 0.19, 2.9])
     sizes = np.array([1.0, 1.0, 1.0, 0.5, 1.0, 0.9])
     # 3 (2.7 of 4.0) is the gentlest but weaker than 0.7 of the strongest, so 0 stands for them.
-    order, same = by_effect(effects, Looks(alike, np.array([1.0, 1.0, 1.0, 0.5, 1.0, 0.9])), 0.5)
-    assert (order, same) == ([0, 2, 5, 3, 4, 1], [None, 4, None, 0, None, 0])
+    assert by_effect(effects, Looks(matrix, sizes), 0.5) == ([0, 2, 5, 3, 4, 1], [None, 4, None, 0, None, 0])
     effects[3] = 2.8  # just strong enough
-    order, same = by_effect(effects, Looks(alike, sizes), 0.5)
-    assert (order, same) == ([3, 2, 0, 5, 4, 1], [3, 4, None, None, None, 3])
-    assert by_effect(effects, Looks(alike, sizes), 0.95) == ([0, 5, 3, 2, 4, 1], [None] * 6)
+    assert by_effect(effects, Looks(matrix, sizes), 0.5) == ([3, 2, 0, 5, 4, 1], [3, 4, None, None, None, 3])
+    assert by_effect(effects, Looks(matrix, sizes), 0.95) == ([0, 5, 3, 2, 4, 1], [None] * 6)
     assert by_effect(effects, None, None) == ([0, 5, 3, 2, 4, 1], [None] * 6)
+
+
+def test_what_is_not_like_the_one_that_stands_is_no_repetition_of_it() -> None:
+    effects, sizes = np.array([4.0, 3.0, 2.9]), np.array([4.0, 1.0, 1.1])
+    opposites = alike(3, (0, 1, 0.45), (0, 2, 0.45), (1, 2, -0.5))
+    assert by_effect(effects, Looks(opposites, sizes), 0.4)[1] == [1, None, None]
+    chain = alike(3, (0, 1, 0.5), (1, 2, 0.9), (0, 2, 0.2))
+    assert by_effect(effects, Looks(chain, sizes), 0.4)[1] == [1, None, 1]
+
+
+def test_a_cause_is_as_strong_as_its_strongest_coordinate() -> None:
+    gentler = np.array([1.0, 1.0, 0.1, 1.0])
+    looked = Looks(alike(4, (1, 2, 0.9)), gentler)
+    # 2 stands for 1, and its cause is not minor, since 1 has more than 0.05 of the strongest effect.
+    order, same = by_effect(np.array([10.0, 0.6, 0.45, 0.55]), looked, 0.4)
+    assert (order, same) == ([0, 3, 2, 1], [None, 2, None, None])
+    order, same = by_effect(np.array([10.0, 0.4, 0.3, 0.2]), looked, 0.4)
+    assert (order, same) == ([0, 2, 3, 1], [None, 2, None, None])
+    order, same = by_effect(np.array([-0.3, -0.1, -0.2, -0.4]), looked, 0.4)
+    assert (order, same) == ([1, 0, 3, 2], [None, None, 1, None])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_two_distinct_ones_do_the_same_and_repetitions_follow_what_they_repeat(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(12, 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    matrix, effects = vectors @ vectors.T, random.normal(size=12) + 0.5
+    order, same = by_effect(effects, Looks(matrix, random.uniform(0.1, 2, 12)), 0.6)
+    assert sorted(order) == list(range(12))
+    place = {number: rank for rank, number in enumerate(order)}
+    distinct = [number for number in order if same[number] is None]
+    assert 1 < len(distinct) < 12
+    assert (np.triu(matrix[np.ix_(distinct, distinct)], 1) < 0.6).all()
+    for number, of in enumerate(same):
+        if of is not None:
+            assert matrix[number, of] >= 0.6
+            assert same[of] is None
+            assert place[of] < place[number]
 
 
 def test_of_what_moves_nothing_towards_the_class_the_least_bad_stands_for_the_others() -> None:
@@ -113,8 +155,8 @@ def test_a_change_that_no_picture_shows_is_not_taken_for_a_gentle_one() -> None:
     assert by_effect(np.array([1.0, 0.9]), looked, 0.5)[1] == [None, 0]
 
 
-@pytest.mark.parametrize("alike", [0.4, None])
-def test_attributes_are_put_into_the_order_of_their_effects(alike: float | None) -> None:
+@pytest.mark.parametrize("threshold", [0.4, None])
+def test_attributes_are_put_into_the_order_of_their_effects(threshold: float | None) -> None:
     styles = problems.linear_styles([[0, 0, 0, -1, 0, 0]] * 2)
     model, space = overlapping(), problems.unit_space()
     logits = model.classify(model.synthesise(styles))
@@ -123,14 +165,14 @@ def test_attributes_are_put_into_the_order_of_their_effects(alike: float | None)
         dataclasses.replace(entry, effect=effect)
         for entry, effect in zip(entries, (1.0, 3.0, 3.1), strict=True)
     ]
-    found = mark_repeats(model, space, styles, logits, findings(*entries, alike=alike, order="effect"))
+    found = mark_repeats(model, space, styles, logits, findings(*entries, alike=threshold, order="effect"))
     got = [(entry.rank, entry.coordinate, entry.repeats) for entry in found.attributes["yes"]]
     # Coordinates 0 and 1 move a picture alike and as far: the stronger stands for both.
     repeated = [(1, 0, None), (2, 2, None), (3, 1, 1)]
-    assert got == (repeated if alike else [(1, 0, None), (2, 1, None), (3, 2, None)])
-    kept = mark_repeats(model, space, styles, logits, findings(*entries, alike=alike, order="selection"))
+    assert got == (repeated if threshold else [(1, 0, None), (2, 1, None), (3, 2, None)])
+    kept = mark_repeats(model, space, styles, logits, findings(*entries, alike=threshold, order="selection"))
     got = [(entry.rank, entry.coordinate, entry.repeats) for entry in kept.attributes["yes"]]
-    assert got == [(1, 2, None), (2, 1, None), (3, 0, 2 if alike else None)]
+    assert got == [(1, 2, None), (2, 1, None), (3, 0, 2 if threshold else None)]
 
 
 def test_attributes_say_which_one_they_repeat() -> None:
@@ -175,7 +217,7 @@ def test_a_ranking_without_repetitions_keeps_its_ranks_and_its_file_the_marks() 
     assert Findings.from_json(given.to_json()) == given
     old = given.to_json()
     for entry in old["attributes"]["yes"]:
-        del entry["repeats"]  # written before attributes were compared
+        del entry["repeats"], entry["pick"]  # written before attributes were compared
     assert [entry.repeats for entry in Findings.from_json(old).attributes["yes"]] == [None] * 3
 
 
@@ -189,9 +231,11 @@ def test_a_search_compares_what_it_found(tmp_path: Path) -> None:
     for target, name in enumerate(model.class_names):
         entries = found.attributes[name]
         outside = torch.from_numpy(np.flatnonzero(kept.logits.argmax(dim=1).numpy() != target))
-        changes = [entry.change for entry in entries]
-        seen = looks(model, kept.space, kept.styles[outside], changes)
-        order, same = by_effect(np.array([entry.effect for entry in entries]), seen, 0.01)
-        assert order == list(range(len(entries)))
-        assert [entry.repeats for entry in entries] == [None if of is None else of + 1 for of in same]
-        assert any(of is not None for of in same)
+        seen = looks(model, kept.space, kept.styles[outside], [entry.change for entry in entries])
+        assert [entry.rank for entry in entries] == list(range(1, len(entries) + 1))
+        assert sorted(entry.pick or 0 for entry in entries) == [entry.rank for entry in entries]
+        distinct = [entry.rank - 1 for entry in entries if entry.repeats is None]
+        assert (np.triu(seen.alike[np.ix_(distinct, distinct)], 1) < 0.01).all()
+        repeating = [(entry.rank - 1, entry.repeats - 1) for entry in entries if entry.repeats]
+        assert repeating
+        assert all(seen.alike[one, other] >= 0.01 for one, other in repeating)

@@ -18,7 +18,13 @@ from stylex.classifiers.architectures import build
 from stylex.cli.evaluate import describe
 from stylex.errors import ClassifierError, RunError, StylexError
 from stylex.evaluation.comparison import as_markdown, compare_runs
-from stylex.evaluation.controls import RANDOM_WEIGHTS, other_selections, random_weight_ranking, random_weights
+from stylex.evaluation.controls import (
+    RANDOM_WEIGHTS,
+    other_selection,
+    picked,
+    random_weight_ranking,
+    random_weights,
+)
 from stylex.evaluation.measure import prepare
 from stylex.evaluation.stage import evaluate_run, is_evaluated
 from stylex.explainer import Explainer, open_explainer
@@ -38,33 +44,37 @@ def opened(path: Path) -> Explainer:
     return open_explainer(Run.open(path), training_problems.HARDWARE)
 
 
-@pytest.mark.parametrize(
-    ("own", "order", "others"),
-    [
-        ("subset", "selection", ["independent"]),
-        ("independent", "selection", ["subset"]),
-        ("removal", "selection", ["subset", "independent"]),
-        ("subset", "effect", ["subset", "independent"]),
-    ],
-)
-def test_the_other_selections_are_the_published_ones(
-    path: Path, own: str, order: str, others: list[str]
-) -> None:
+def test_the_other_selection_is_attfinds_own(path: Path) -> None:
     explainer = opened(path)
-    asked = explainer.findings.settings.model_copy(update={"method": own, "order": order})
-    explainer.findings = replace(explainer.findings, settings=asked)
-    found = other_selections(explainer)
-    assert list(found) == [f"AttFind {method}" for method in others]
+    name, rankings = other_selection(explainer)
+    assert name == "AttFind independent"
+    assert rankings == selected(explainer, "independent")
+
+
+def selected(explainer: Explainer, method: str) -> dict[str, list[tuple[int, int]]]:
     discovery = explainer.discovery
     after = load_logits(explainer.run, explainer.model, discovery, explainer.findings.settings)
-    for method in others:
-        settings = explainer.findings.settings.model_copy(update={"method": method})
-        expected = find_attributes(
-            discovery.logits.numpy(), after, discovery.space, explainer.class_names, settings
-        )
-        assert found[f"AttFind {method}"] == {
-            target: [entry.change for entry in found] for target, found in expected.attributes.items()
-        }
+    settings = explainer.findings.settings.model_copy(update={"method": method})
+    found = find_attributes(discovery.logits.numpy(), after, discovery.space, explainer.class_names, settings)
+    return {target: [entry.change for entry in entries] for target, entries in found.attributes.items()}
+
+
+def test_the_published_order_is_known_without_effects(path: Path) -> None:
+    findings = opened(path).findings
+    expected = selected(opened(path), "subset")
+    assert picked(findings) == {"AttFind subset": expected}
+    turned = {
+        target: tuple(replace(entry, rank=rank) for rank, entry in enumerate(reversed(entries), 1))
+        for target, entries in findings.attributes.items()
+    }
+    assert picked(replace(findings, attributes=turned)) == {"AttFind subset": expected}
+    settings = findings.settings.model_copy(update={"order": "selection"})
+    assert picked(replace(findings, settings=settings)) == {}
+    old = {
+        target: tuple(replace(entry, pick=None) for entry in entries)
+        for target, entries in findings.attributes.items()
+    }
+    assert picked(replace(findings, attributes=old)) == {}
 
 
 def test_an_evaluation_has_all_rankings(path: Path, tmp_path: Path) -> None:
@@ -72,7 +82,7 @@ def test_an_evaluation_has_all_rankings(path: Path, tmp_path: Path) -> None:
     test = prepare(explainer.model, training_problems.images(12, seed=5), 0)
     found = evaluate_run(explainer, test, control=True)
     names = {entry.method for entry in found.methods}
-    assert names >= {"AttFind", "AttFind independent", "random", RANDOM_WEIGHTS}
+    assert names >= {"AttFind", "AttFind subset", "AttFind independent", "random", RANDOM_WEIGHTS}
     assert "AttFind distinct" in names  # its attributes repeat one another
     plain = {entry.method for entry in evaluate_run(explainer, test).methods}
     assert plain == {"AttFind", "AttFind distinct", "Wu et al.", "random"}
@@ -80,9 +90,10 @@ def test_an_evaluation_has_all_rankings(path: Path, tmp_path: Path) -> None:
         shard.rename(tmp_path / shard.name)
     try:  # without effects, as a packed run has it, the rest is measured all the same
         packed = {entry.method for entry in evaluate_run(opened(path), test, control=True).methods}
-        assert packed == {"AttFind", "AttFind distinct", "Wu et al.", "random", RANDOM_WEIGHTS}
+        own = {"AttFind", "AttFind distinct", "AttFind subset"}
+        assert packed == own | {"Wu et al.", "random", RANDOM_WEIGHTS}
         with pytest.raises(RunError, match="effects"):
-            other_selections(explainer)
+            other_selection(explainer)
     finally:
         for shard in tmp_path.iterdir():
             shard.rename(path / "effects" / shard.name)

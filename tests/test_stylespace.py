@@ -31,6 +31,16 @@ def test_ranges_are_minimum_and_maximum() -> None:
     assert space.end(1) is space.high
 
 
+@pytest.mark.parametrize("quantile", [0.01, 0.05, 0.25, 0.4])
+@pytest.mark.parametrize("count", [1, 2, 3, 40])
+def test_ranges_can_be_quantiles(count: int, quantile: float) -> None:
+    styles = torch.randn(count, 8, generator=torch.Generator().manual_seed(count))
+    space = StyleSpace.from_styles(problems.LAYOUT, styles, quantile)
+    searchable = styles[:, searchable_positions(problems.LAYOUT)]
+    torch.testing.assert_close(space.low, torch.quantile(searchable, quantile, dim=0))
+    torch.testing.assert_close(space.high, torch.quantile(searchable, 1 - quantile, dim=0))
+
+
 def test_shift_moves_one_coordinate_and_leaves_its_argument() -> None:
     styles = problems.linear_styles([[0.5, 0, 0, 0, 0, 0]] * 2)
     kept = styles.clone()

@@ -313,6 +313,13 @@ class AttFindSettings(Settings):
     independent_threshold: Positive = 0.2
     independent_min_share: float = Field(0.03, ge=0, le=1)
     shift: Positive = Field(1.0, description="1 moves a coordinate to the end of its range")
+    range_quantile: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="a coordinate's range goes from this quantile of the values seen to the one as far from "
+        "the other end; 0: from the smallest to the largest, as published",
+    )
     unstable_threshold: Positive | None = Field(2.0, description="null switches the filter off")
     unstable_max_share: float = Field(0.033, ge=0, le=1)
     discriminator_filter: Positive | None = Field(

@@ -25,8 +25,9 @@ class StyleSpace:
 
     Args:
         layout: the generator's style layers, in order.
-        low, high: [S], smallest and largest value of each searchable coordinate in discovery. Searchable are
-            the styles of the 3 × 3 convolutions (Lang et al. 2021 perturb no toRGB style).
+        low, high: [S], ends of the range of each searchable coordinate: the smallest and largest value in
+            discovery, or quantiles. Searchable are the styles of the 3 × 3 convolutions (Lang et al. 2021
+            perturb no toRGB style).
     """
 
     layout: tuple[StyleLayer, ...]
@@ -42,10 +43,21 @@ class StyleSpace:
             )
 
     @classmethod
-    def from_styles(cls, layout: Sequence[StyleLayer], styles: Tensor) -> StyleSpace:
-        """Ranges from styles [N, T] of the discovery images: their minimum and maximum."""
+    def from_styles(cls, layout: Sequence[StyleLayer], styles: Tensor, quantile: float = 0.0) -> StyleSpace:
+        """Ranges from styles [N, T] of the discovery images: their minimum and maximum (notebook).
+
+        With `quantile` q, below 0.5, from the q-quantile to the (1 − q)-quantile, interpolated (ours): then
+        no end is what a single strange image has.
+        """
         found = styles[:, searchable_positions(layout).to(styles.device)]
-        return cls(tuple(layout), found.amin(dim=0), found.amax(dim=0))
+        if quantile == 0:
+            return cls(tuple(layout), found.amin(dim=0), found.amax(dim=0))
+        ordered = found.sort(dim=0).values
+        place = quantile * (len(found) - 1)
+        first, share = int(place), place % 1
+        low = torch.lerp(ordered[first], ordered[min(first + 1, len(found) - 1)], share)
+        high = torch.lerp(ordered[-1 - first], ordered[max(-2 - first, -len(found))], share)
+        return cls(tuple(layout), low, high)
 
     @property
     def size(self) -> int:

@@ -32,7 +32,8 @@ class Attribute:
     `images` searched, `effect_std` its standard deviation over them, `flipped` the share of them that this
     change alone sends to the target class. `rank` counts from 1. `name` is what a person called it. `repeats`
     is the rank of the attribute of the same target that stands for all that do the same (see `likeness`);
-    None for one that is distinct, and where they were not compared.
+    None for one that is distinct, and where they were not compared. `pick` is its place among the picks of
+    the selection, from 1; None in files that were written before ranks had another order.
     """
 
     target: str
@@ -48,6 +49,7 @@ class Attribute:
     images: int
     name: str | None = None
     repeats: int | None = None
+    pick: int | None = None
 
     @property
     def change(self) -> DirectedCoordinate:
@@ -347,7 +349,10 @@ def describe(
     effects: npt.NDArray[np.floating],
     flipped: float,
 ) -> Attribute:
-    """An attribute with its figures, from the effects of its change on the images searched, [n]."""
+    """An attribute with its figures, from the effects of its change on the images searched, [n].
+
+    Its rank is its pick; `mark_repeats` puts attributes into another order.
+    """
     direction, coordinate = change
     place, channel = space.layer(coordinate)
     values = effects.astype(np.float64)
@@ -363,4 +368,5 @@ def describe(
         effect_std=float(values.std()),
         flipped=flipped,
         images=len(values),
+        pick=rank,
     )

@@ -90,7 +90,7 @@ def discover(model: Model, images: SearchSource, settings: AttFindSettings, seed
             break
     latents, styles, logits = (torch.cat(parts) for parts in zip(*kept, strict=True))
     _check_classes(model, logits.numpy(), seen)
-    space = StyleSpace.from_styles(model.generator.synthesis.layout, styles)
+    space = StyleSpace.from_styles(model.generator.synthesis.layout, styles, settings.range_quantile)
     return Discovery(latents, styles, logits, tuple(names), space)
 
 

@@ -101,11 +101,13 @@ def by_effect(
 ) -> tuple[list[int], list[int | None]]:
     """The order of attributes by what they do, and for each the one that it repeats (None: it is distinct).
 
-    From the strongest on, those that do what a stronger one does join it. Of such a group, the one with the
-    largest effect for the change of the picture stands for all, if it has STANDS_FOR of the strongest's
-    effect: an end of a range that lies further than the classifier asks for changes more than the cause. What
-    is distinct comes first, then repetitions, then both of them with less than MINOR of the strongest effect;
-    among equals the stronger.
+    From the strongest on: of those that do the same as it, the one with the largest effect for the change of
+    the picture stands for all, if it has STANDS_FOR of the strongest's effect: an end of a range that lies
+    further than the classifier asks for changes more than the cause. What does the same as that one repeats
+    it; the strongest of what is left goes on. So no two that are distinct do the same, and whatever repeats
+    does the same as what it repeats. What is distinct comes first, then repetitions, then distinct causes
+    without an attribute of MINOR of the strongest effect, then repetitions that have less; among equals the
+    stronger.
 
     Args:
         effects: [A], mean over images.
@@ -120,27 +122,23 @@ def by_effect(
         seen, threshold = Looks(np.eye(len(effects)), np.ones(len(effects))), math.inf
     alike, sizes = seen.alike, np.maximum(seen.sizes, VISIBLE)
     strongest: list[int] = np.argsort(-effects, kind="stable").tolist()
-    groups: list[list[int]] = []
-    for number in strongest:
-        like = [group for group in groups if alike[number, group[0]] >= threshold]
-        if like:
-            max(like, key=lambda group: float(alike[number, group[0]])).append(number)
-        else:
-            groups.append([number])
     same: list[int | None] = [None] * len(effects)
-    for group in groups:
-        stands = group[0]
+    least = MINOR * max(0.0, effects[strongest[0]])
+    places: dict[int, int] = {}
+    left = strongest
+    while left:
+        stands = left[0]
         if effects[stands] > 0:
-            able = [number for number in group if effects[number] >= STANDS_FOR * effects[stands]]
-            stands = max(able, key=lambda number: float(effects[number] / sizes[number]))
-        for number in group:
-            same[number] = None if number == stands else stands
-    least = MINOR * effects[strongest[0]]
-
-    def place(number: int) -> int:
-        return 2 if effects[number] < least else 0 if same[number] is None else 1
-
-    return sorted(strongest, key=place), same
+            able = [number for number in left if alike[number, stands] >= threshold]
+            able = [number for number in able if effects[number] >= STANDS_FOR * effects[stands]]
+            stands = max([stands, *able], key=lambda number: float(effects[number] / sizes[number]))
+        places[stands] = 0 if effects[left[0]] >= least and effects[left[0]] > 0 else 2
+        repeating = [n for n in left if n != stands and alike[n, stands] >= threshold]
+        for number in repeating:
+            same[number] = stands
+            places[number] = 1 if effects[number] >= least and effects[number] > 0 else 3
+        left = [number for number in left if number not in places]
+    return sorted(strongest, key=places.__getitem__), same
 
 
 @torch.no_grad()

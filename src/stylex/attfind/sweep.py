@@ -20,6 +20,9 @@ from stylex.stylespace import StyleSpace
 BATCH_SIZE = 32
 """Changed images synthesised at once where nobody has measured which number is best."""
 
+ROUNDINGS = 32
+"""Last bits of the largest logit, up to which two ways to the same image can differ."""
+
 OnImages = Callable[[int, int], None]
 """Called with images done and images in all."""
 
@@ -48,8 +51,8 @@ def sweep(
 
     In every layer the unchanged image goes through the same operations once more, and what is returned is the
     unchanged image's logits plus the difference to it: so rounding, in bf16 as large as a weak effect, does
-    not become part of all effects of an image. Where `wanted` leaves few changes of a layer and rounding is
-    that of float32, one unchanged image does for all layers.
+    not become part of all effects of an image. With `wanted`, and float32 on a CPU from end to end, one
+    unchanged image does for all layers, and differences within its rounding are none.
 
     Args:
         shift: 1 moves a coordinate to the end of its range.
@@ -167,7 +170,7 @@ def _sweep_joined(
     So the wide layers behind, where the time goes, have full batches. Changes that do not move a coordinate
     go along, which keeps the shapes of all images the same, and do not count.
     """
-    alone = synthesis.compute_dtype == torch.float32 and values.device.type == "cpu"  # no TF32 there
+    alone = _rounds_finely(model, synthesis)
     reference: Tensor | None = None
     for batch in _joined(synthesis, wanted, batch_size, alone):
         state: SynthesisState | None = None
@@ -193,12 +196,25 @@ def _sweep_joined(
                 reference = logits[row]
             assert reference is not None  # the first group has it
             changed = logits[row + group.leads : row + group.rows] - reference
+            if alone:  # the reference may have come another way
+                rounding = ROUNDINGS * torch.finfo(changed.dtype).eps * reference.abs().max()
+                changed = changed.where(changed.abs() > rounding, 0.0)
             counts = moves[group.directions, group.coordinates]
             results[group.directions[counts], group.coordinates[counts]] += changed[counts]
             row += group.rows
         if on_changes is not None:
             on_changes(sum(len(group.channels) for group in batch))
     return results
+
+
+def _rounds_finely(model: Model, synthesis: Synthesis) -> bool:
+    """Whether images and logits are float32's, with no step that makes a last bit large.
+
+    On a GPU convolutions may be TF32's; a classifier without weights of its own here may round pixels.
+    """
+    computed = {synthesis.compute_dtype, model.classifier.compute_dtype}
+    weights = {weight.dtype for weight in model.classifier.parameters()}
+    return model.hardware.device.type == "cpu" and computed == weights == {torch.float32}
 
 
 def _joined(synthesis: Synthesis, wanted: Tensor, batch_size: int, alone: bool) -> list[list[_Group]]:

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from stylex.attfind import BATCH_SIZE, Attribute, find_attributes, load_logits, sweep
+from stylex.attfind import BATCH_SIZE, Attribute, Findings, find_attributes, load_logits, sweep
 from stylex.attfind.attributes import in_class
+from stylex.attfind.likeness import mark_repeats
 from stylex.classifiers import Classifier
 from stylex.errors import ClassifierError, RunError
 from stylex.explainer import Explainer
@@ -26,28 +27,35 @@ Rankings = dict[str, list[DirectedCoordinate]]
 """Class → (direction, coordinate), best first."""
 
 
-def other_selections(explainer: Explainer) -> dict[str, Rankings]:
-    """AttFind's published selections, subset and independent, but for what the run's own ranking is.
+def picked(findings: Findings) -> dict[str, Rankings]:
+    """The run's own selection in the order of its picks, as published, where its ranks have another one."""
+    if findings.settings.order == "selection":
+        return {}
+    rankings: Rankings = {}
+    for name, found in findings.attributes.items():
+        if any(entry.pick is None for entry in found):
+            return {}
+        rankings[name] = [entry.change for entry in sorted(found, key=lambda entry: entry.pick or 0)]
+    return {f"AttFind {findings.settings.method}": rankings}
 
-    Both in the order of their picks, so that a run whose attributes are in order of their effect is measured
-    beside the ranking that it comes from. From the effects that the run's search has measured; nothing is
-    measured anew.
+
+def other_selection(explainer: Explainer) -> tuple[str, Rankings]:
+    """AttFind's other selection (independent beside subset, subset beside the rest), with its name.
+
+    In the order of its picks. From the effects that the run's search has measured; nothing is measured anew.
+    The discriminator's filter, if the search had it, is left out.
 
     Raises:
         RunError: the run holds no effects.
         DataError: no image outside some class is stable.
     """
     discovery, findings, model = explainer.discovery, explainer.findings, explainer.model
+    other = "subset" if findings.settings.method == "independent" else "independent"
+    settings = findings.settings.model_copy(update={"method": other})
     after = load_logits(explainer.run, model, discovery, findings.settings)
     before, activation = discovery.logits.numpy(), model.classifier.activation
-    own = findings.settings.method if findings.settings.order == "selection" else None
-    found: dict[str, Rankings] = {}
-    for method in ("subset", "independent"):
-        if method != own:
-            settings = findings.settings.model_copy(update={"method": method})
-            other = find_attributes(before, after, discovery.space, model.class_names, settings, activation)
-            found[f"AttFind {method}"] = _rankings(other.attributes)
-    return found
+    found = find_attributes(before, after, discovery.space, model.class_names, settings, activation)
+    return f"AttFind {other}", _rankings(found.attributes)
 
 
 def random_weight_ranking(
@@ -91,6 +99,7 @@ def random_weight_ranking(
     found = find_attributes(
         before, after, discovery.space, model.class_names, settings, activation, targets=targets
     )
+    found = mark_repeats(other, discovery.space, styles, torch.from_numpy(before), found)
     return _rankings(found.attributes)
 
 

@@ -14,7 +14,13 @@ from stylex import classifiers
 from stylex.classifiers import Classifier
 from stylex.data import Dataset, ImageSet
 from stylex.errors import ClassifierError, ConfigError, DataError, RunError
-from stylex.evaluation.controls import RANDOM_WEIGHTS, Rankings, other_selections, random_weight_ranking
+from stylex.evaluation.controls import (
+    RANDOM_WEIGHTS,
+    Rankings,
+    other_selection,
+    picked,
+    random_weight_ranking,
+)
 from stylex.evaluation.coverage import by_class
 from stylex.evaluation.extractors import Extractor, load_extractor
 from stylex.evaluation.factors import FactorDetector, agreement
@@ -41,7 +47,7 @@ PARTS = ("factors", "quality", "truth")
 OTHER_SELECTION = "AttFind's other selection"
 """Name of that control where it is left out."""
 
-CONTROLS = frozenset({"AttFind subset", "AttFind independent", RANDOM_WEIGHTS})
+CONTROLS = frozenset({"AttFind subset", "AttFind independent", "AttFind removal", RANDOM_WEIGHTS})
 """Methods that `control` adds."""
 
 
@@ -206,10 +212,11 @@ def _controls(
     explainer: Explainer, on_progress: Callable[[str], None] | None
 ) -> tuple[dict[str, Rankings], dict[str, str]]:
     """Rankings of the controls, and of those that this run or classifier cannot have, why."""
-    others: dict[str, Rankings] = {}
+    others: dict[str, Rankings] = dict(picked(explainer.findings))
     left_out: dict[str, str] = {}
     try:
-        others |= other_selections(explainer)
+        name, rankings = other_selection(explainer)
+        others[name] = rankings
     except (RunError, DataError) as error:  # packed, or searched by screening: no effects to select from
         left_out[OTHER_SELECTION] = str(error)
     if on_progress is not None:
@@ -258,7 +265,8 @@ def _with_kept(
     found = {**content, **{part: old[part] for part in kept}}
     if confirming:
         found["methods"] = content["methods"] + methods
-        there = {name if name == RANDOM_WEIGHTS else OTHER_SELECTION for name in rankings}
+        own = f"AttFind {explainer.findings.settings.method}"
+        there = {name if name == RANDOM_WEIGHTS else OTHER_SELECTION for name in rankings if name != own}
         found["left_out"] = {name: why for name, why in reasons.items() if name not in there}
         kept += rankings
     dropped = [part for part in lost if part not in kept]
