@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, Sequence[str], int]] = {
         (
             *DEVIATION,
             "loss.proximity=1",
+            "loss.area=2",
             "loss.cycle=3",
             "loss.path_length_interval=1",
             "training.noise=random",

@@ -83,7 +83,7 @@ def test_nothing_is_cut_short_and_no_line_of_facts_is_broken(run: Run, width: in
 
 def test_two_columns_fit_a_common_terminal(run: Run) -> None:
     checkpoint(run, 5)
-    rare = ("health/learning_rate_share", "unused_latents", "swap/proximity", "swap/cycle")  # in no recipe
+    rare = ("health/learning_rate_share", "unused_latents", "swap/proximity", "swap/area", "swap/cycle")
     everything = {key: value for key, value in EVERYTHING.items() if key not in rare}
     now = Progress(1000, 2000, 10.0, 5.0, everything)
     assert len(shown(run, 80, now).splitlines()) <= 24

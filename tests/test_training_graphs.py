@@ -98,7 +98,7 @@ def run(
     [
         ("fast", ()),
         ("evidence", ()),
-        ("evidence", ("loss.proximity=1", "loss.cycle=1")),
+        ("evidence", ("loss.proximity=1", "loss.area=1", "loss.cycle=1")),
         ("stylex", ()),
         ("stylegan2", ()),
         ("study", ()),

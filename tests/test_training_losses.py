@@ -261,10 +261,13 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
             w = networks.encoder(batch.images) - networks.encoder.project(batch.images)
             if kind == "swap":
                 share = random.uniform(4, 1)
-                if weights.proximity > 0 or weights.cycle > 0:
+                if weights.proximity > 0 or weights.area > 0 or weights.cycle > 0:
                     share[[0, 2]] = 1.0
                 if weights.proximity > 0:
                     values["proximity"] = (batch.fake - batch.images).abs()[[0, 2]].mean()
+                if weights.area > 0:
+                    squares = ((batch.fake - batch.images)[[0, 2]] ** 2).sum(dim=1) / 3
+                    values["area"] = (squares / (squares + 0.15**2)).mean()
                 if weights.cycle > 0:
                     own = torch.cat(
                         [networks.encoder(batch.fake), networks.encoder.told(batch.images)], dim=1
@@ -334,22 +337,25 @@ def test_generator_loss_is_the_weighted_sum_of_its_terms(tmp_path: Path, kind: S
 
 
 @pytest.mark.parametrize("kind", ["encode", "swap"])
-@pytest.mark.parametrize(("proximity", "cycle"), [(2, 0), (0, 3), (2, 3)])
+@pytest.mark.parametrize(("proximity", "area", "cycle"), [(2, 0, 0), (0, 0.5, 0), (0, 0, 3), (2, 3, 4)])
 def test_every_second_image_is_kept_and_given_back(
-    tmp_path: Path, kind: StepKind, proximity: float, cycle: float
+    tmp_path: Path, kind: StepKind, proximity: float, area: float, cycle: float
 ) -> None:
     """Its latent is not mixed, so that it can be compared with what it should have left of it."""
-    keeping = [f"loss.proximity={proximity}", f"loss.cycle={cycle}"]
+    keeping = [f"loss.proximity={proximity}", f"loss.area={area}", f"loss.cycle={cycle}"]
     trainer = problems.make_trainer(tmp_path / "run", "evidence", [JUDGE_ALL, *keeping])
     trainer.resume()
     total, terms, batch = term_by_term(trainer, kind)
     assert total == pytest.approx(sum(terms.values()), rel=1e-4)
-    for name, weight in (("proximity", proximity), ("cycle", cycle)):
+    for name, weight in (("proximity", proximity), ("area", area), ("cycle", cycle)):
         counts = kind == "swap" and weight > 0
         assert (name in terms) == (f"swap/{name}" in batch.statistics) == counts
         assert not counts or terms[name] > 0.01
     if "proximity" in terms:
         assert 2 * float(batch.statistics["swap/proximity"]) == pytest.approx(terms["proximity"], rel=1e-4)
+    if "area" in terms:
+        assert area * float(batch.statistics["swap/area"]) == pytest.approx(terms["area"], rel=1e-4)
+        assert 0 < float(batch.statistics["swap/area"]) < 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])

@@ -153,6 +153,10 @@ class LossSettings(Settings):
         description="mean absolute difference of a swap step's image from the one whose w it has, over every "
         "second image, whose w is then not mixed",
     )
+    area: NonNegative = Field(
+        0.0,
+        description="share of the pixels that a swap changes, however much, on the same images as proximity",
+    )
     cycle: NonNegative = Field(
         0.0,
         description="factor on l1 and l2 of the difference between an image and what becomes of it when its "
@@ -267,8 +271,11 @@ class Recipe(Settings):
             raise ValueError("network.condition: evidence needs an encoder, and no sample steps")
         if self.loss.evidence > 0 and self.network.condition != "evidence":
             raise ValueError("loss.evidence needs network.condition: evidence")
-        if (self.loss.proximity > 0 or self.loss.cycle > 0) and "swap" not in self.training.schedule:
-            raise ValueError("loss.proximity and loss.cycle need swap steps: swap in training.schedule")
+        keeping = self.loss.proximity > 0 or self.loss.area > 0 or self.loss.cycle > 0
+        if keeping and "swap" not in self.training.schedule:
+            raise ValueError(
+                "loss.proximity, loss.area and loss.cycle need swap steps: swap in training.schedule"
+            )
         if self.loss.cycle > 0 and self.loss.l1 == 0 and self.loss.l2 == 0:
             raise ValueError("loss.cycle is a factor on loss.l1 and loss.l2: set one of them")
         if self.loss.adversarial_start_kimg > 0 and not self.encodes:

@@ -57,6 +57,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "encode/latent_l1": "latent, encode",
         "swap/latent_l1": "latent, swap",
         "swap/proximity": "L1, swapped",
+        "swap/area": "area, swapped",
         "swap/cycle": "L1, swapped back",
     },
     "watched images": {

@@ -24,6 +24,9 @@ from stylex.training.augmentation import Augmentation
 from stylex.training.randomness import Draws
 from stylex.training.schedule import Phase
 
+VISIBLE = 0.15
+"""Root mean square of a pixel's change over its colours, from -1 to 1, that counts as half changed."""
+
 
 def r1_weight(recipe: Recipe, resolution: int) -> float:
     """γ of the penalty R1: as the recipe has it, or for "auto" 0.0002 · resolution² / images a step.
@@ -311,13 +314,17 @@ class StylexLoss:
     @property
     def _keeps_images(self) -> bool:
         """Whether swap steps have images whose w is not mixed, and that count in `_kept`."""
-        return self.recipe.loss.proximity > 0 or self.recipe.loss.cycle > 0
+        weights = self.recipe.loss
+        return weights.proximity > 0 or weights.area > 0 or weights.cycle > 0
 
     def _kept(self, batch: Batch, fake: Tensor) -> Tensor:
         """What a swap should leave of every second image, and give back when it is taken back. Ours.
 
-        The second is the cycle consistency of Zhu et al. 2017, "Unpaired Image-to-Image Translation", with
-        the encoder's w of the swapped image and the own condition in place of a second generator.
+        Area counts the pixels that change, each by the robust function of Geman & McClure 1985: a change that
+        is seen costs the same however large it is, so that a cause is changed fully and little beside it.
+        Proximity costs more the more a pixel changes, and so pays for half a change. Taking back is the cycle
+        consistency of Zhu et al. 2017, "Unpaired Image-to-Image Translation", with the encoder's w of the
+        swapped image and the own condition in place of a second generator.
         """
         weights = self.recipe.loss
         rows = self._every_second(len(fake))
@@ -326,7 +333,7 @@ class StylexLoss:
         maps = self._noise(len(fake), batch.random) if weights.cycle > 0 else None  # of all: all draw alike
         maps = None if maps is None else [noise[rows] for noise in maps]
         if weight == 0:
-            for key in ("proximity", "cycle"):
+            for key in ("proximity", "area", "cycle"):
                 if getattr(weights, key) > 0:
                     batch.statistics[f"swap/{key}"] = fake.new_zeros(())
             return fake.sum() * 0
@@ -335,6 +342,11 @@ class StylexLoss:
             proximity = (swapped - images).abs().mean()
             batch.statistics["swap/proximity"] = proximity.detach() * weight
             loss = loss + weights.proximity * weight * proximity
+        if weights.area > 0:
+            apart = (swapped - images).square().mean(dim=1)
+            area = (apart / (apart + VISIBLE**2)).mean()
+            batch.statistics["swap/area"] = area.detach() * weight
+            loss = loss + weights.area * weight * area
         if weights.cycle > 0:
             encoder, own = self.networks.encoder, self.condition(batch)
             assert encoder is not None
