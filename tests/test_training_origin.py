@@ -86,6 +86,7 @@ def test_a_trained_generator_waits_for_nothing(origin: Origin, tmp_path: Path) -
     assert own.settings(tmp_path / "new").recipe.sparsity.start_kimg == 5
     assert "sparsity" not in own.reasons()[0]
     late = Request(classifier="new", origin=waiting, recipe="vdv")
+    assert late._recipe(None)["sparsity"]["exclusive"] == 0  # told the class
     assert "loss.path_length_start_kimg 0" in late.reasons()[0]
     assert Request(data="d", classifier="new").reasons() == ()
 
@@ -201,3 +202,26 @@ def test_a_run_goes_on_from_the_start_that_it_had(origin: Origin, tmp_path: Path
     assert "\n" not in str(raised.value)
     with pytest.raises(RunError, match="was started without --from"):
         check_same_origin(problems.make_run(tmp_path / "plain", "fast"), moved)
+
+
+@pytest.mark.parametrize(
+    ("condition", "assignments", "expected"),
+    [
+        ("evidence", [], 1.0),
+        ("evidence", ["sparsity.exclusive=0.5"], 0.5),
+        ("evidence", ["sparsity.threshold=0"], 0.0),
+        ("probabilities", [], 0.0),
+    ],
+)
+def test_what_reads_the_evidence_afresh_reads_it_alone(
+    origin: Origin, tmp_path: Path, condition: str, assignments: list[str], expected: float
+) -> None:
+    told = {"network.condition": condition, "loss.evidence": 1.0 if condition == "evidence" else 0.0}
+    recipe = changed(origin.config.recipe, told | {"sparsity.threshold": 0.01, "sparsity.start_kimg": 0})
+    config = origin.config.model_copy(update={"recipe": recipe, "resolution": 32})
+    request = Request(
+        classifier="new", origin=replace(origin, config=config), assignments=assignments, recipe=None
+    )
+    assert request._recipe(None)["sparsity"]["exclusive"] == expected
+    said = [reason for reason in request.reasons() if "sparsity.exclusive 1" in reason]
+    assert bool(said) == (expected == 1)

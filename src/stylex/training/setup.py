@@ -18,11 +18,15 @@ from stylex.training.origin import Origin, check_fits, write_start
 AT_ONCE = ("loss.adversarial_start_kimg", "loss.path_length_start_kimg", "sparsity.start_kimg")
 """Settings that are 0 with an origin: what waits for a generator that has learned to draw need not wait."""
 
+EXCLUSIVE = "sparsity.exclusive"
+"""1 with an origin, where styles are told of evidence and made sparse: what reads the evidence begins afresh,
+and so comes to styles that nothing else reads (docs/results.md)."""
+
 
 def kept_at_once(recipe: Recipe) -> list[str]:
-    """The settings of `AT_ONCE` as a run that is there has them: not every version set them to 0."""
+    """What an origin sets, as a run that is there has it: not every version set it."""
     values = dict(flat(recipe.model_dump()))
-    return [f"{key}={values[key]}" for key in AT_ONCE]
+    return [f"{key}={values[key]}" for key in (*AT_ONCE, EXCLUSIVE)]
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Request:
     def settings(self, out: Path) -> RunConfig:
         """The resolved settings of the run `out`, defaults where nothing was said.
 
-        With an origin: its data, resolution and recipe where no other is named, and `AT_ONCE`.
+        With an origin: its data, resolution and recipe where no other is named, `AT_ONCE` and `EXCLUSIVE`.
 
         Raises:
             ConfigError: something is missing, unknown or out of range.
@@ -90,8 +94,14 @@ class Request:
             return load_recipe(self.recipe or named, self.assignments).model_dump()
         first = [*(f"{key}=0" for key in AT_ONCE), *self.assignments]
         if self.recipe is not None:
-            return load_recipe(self.recipe, first).model_dump()
-        return override(self.origin.config.recipe.model_dump(mode="json"), first)
+            found = load_recipe(self.recipe, first).model_dump()
+        else:
+            found = override(self.origin.config.recipe.model_dump(mode="json"), first)
+        given = {assignment.partition("=")[0] for assignment in self.assignments}
+        told = found["network"]["condition"] == "evidence"
+        if told and found["sparsity"]["threshold"] and EXCLUSIVE not in given:
+            found = override(found, [f"{EXCLUSIVE}=1"])
+        return found
 
     def reasons(self) -> tuple[str, ...]:
         """What an origin changes of the recipe, a sentence for people; empty where it changes nothing."""
@@ -100,10 +110,12 @@ class Request:
         own = load_recipe(self.recipe) if self.recipe else self.origin.config.recipe
         values = dict(flat(own.model_dump()))
         given = {assignment.partition("=")[0] for assignment in self.assignments}
-        moved = [key for key in AT_ONCE if key not in given and values[key] > 0]
+        moved = [f"{key} 0" for key in AT_ONCE if key not in given and values[key] > 0]
+        if dict(flat(self._recipe(None)))[EXCLUSIVE] > values[EXCLUSIVE] and EXCLUSIVE not in given:
+            moved.append(f"{EXCLUSIVE} 1")
         if not moved:
             return ()
-        return (f"{', '.join(f'{key} 0' for key in moved)}: {self.origin.path} can draw already",)
+        return (f"{', '.join(moved)}: {self.origin.path} can draw already",)
 
 
 def create_run(
