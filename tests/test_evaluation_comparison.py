@@ -12,6 +12,8 @@ import yaml
 from scipy import stats
 
 import problems
+from stylex.attfind import Findings
+from stylex.config import AttFindSettings
 from stylex.errors import DataError, RunError
 from stylex.evaluation.comparison import as_markdown, compare_runs, stability
 from stylex.run import read_json, write_json
@@ -128,6 +130,22 @@ def test_only_runs_that_differ_in_their_seed_are_seeds(tmp_path: Path) -> None:
     assert data.endswith("data others, not none")
     assert classifier.endswith("classifier ffffffffffff…, not none")
     assert images.endswith("test images 000000000000…, not None")
+
+
+def test_searches_of_before_and_after_a_setting_existed_are_alike(tmp_path: Path) -> None:
+    """A file of before attributes were compared and put in order is one of a search that did neither."""
+    old, new, other = (evaluated(tmp_path, name, seed, [0.2, 0.5]) for seed, name in enumerate("abc"))
+    for path, chosen in ((old, {}), (new, {}), (other, {"order": "effect", "alike": 0.4})):
+        settings = AttFindSettings(**({"order": "selection", "alike": None} | chosen))
+        write_json(path / "attributes.json", Findings({}, (), 3, 0, 40, settings).to_json())
+    content = read_json(old / "attributes.json")
+    for setting in ("order", "alike"):
+        del content["settings"][setting]
+    write_json(old / "attributes.json", content)
+    found = compare_runs([old, new, other])
+    assert [each.seeds for each in found.over_seeds] == [(0, 1), (2,)]
+    (apart,) = found.apart
+    assert "attfind.order effect, not selection" in apart
 
 
 def test_two_runs_of_one_seed_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stylex.attfind import load_findings
 from stylex.config import flat
 from stylex.errors import DataError, RunError
 from stylex.evaluation.chance import correlation
@@ -205,10 +206,10 @@ def _read(path: Path) -> _Evaluated:
     made: dict[str, Any] = config.model_dump(mode="json", exclude={"seed", "experiment", "attfind"})
     for what in ("data", "classifier"):  # by content where the run says it: one thing may lie in two places
         made[what] = hashes.get(what, made[what])
-    searched = path / "attributes.json"
-    search = read_json(searched).get("settings") if searched.exists() else None
-    made["attfind"] = search or config.attfind.model_dump(mode="json")
-    made["attfind"].pop("batch_size", None)
+    # as loaded: a file of before some setting existed says nothing of it
+    searched = (path / "attributes.json").exists()
+    settings = load_findings(run).settings if searched else config.attfind
+    made["attfind"] = settings.model_dump(mode="json", exclude={"batch_size"})
     made["test images"] = (content.get("measured") or {}).get("sha256")
     return _Evaluated(run, content, made)
 
