@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 import problems
 import training_problems
 from stylex.attfind import Discovery, find_attributes, load_logits, search, sweep
+from stylex.attfind.likeness import mark_repeats
 from stylex.data.images import ImageSet
 from stylex.errors import ClassifierError, DataError, RunError
 from stylex.evaluation.coverage import by_class, coverage
@@ -87,7 +89,8 @@ LABELS = ["a"] * 20 + ["b"] * 21
 
 def forty() -> Any:
     """Forty images of class "no" that are all the same, and one of class "yes"."""
-    return explainer([*[[0, 0, 0, -0.5, 0, 0]] * 40, [0, 0, 0, 0.5, 0, 0]])
+    rows = [*[[0, 0, 0, -0.5, 0, 0]] * 40, [0, 0, 0, 0.5, 0, 0]]
+    return explainer(rows, alike=None)  # for speed: comparing pictures does not enter p
 
 
 def measure_noise(
@@ -133,6 +136,39 @@ def test_a_difference_between_noisy_groups_is_found(monkeypatch: pytest.MonkeyPa
     first, second = questions._halves(odd, np.random.default_rng(0))
     assert (len(first), len(second)) == (4, 5)
     assert sorted([*first, *second]) == list(range(9))
+
+
+def two_orders(alike: float | None = 0.4) -> Any:
+    """Where the order of the picks is 3, 2, 0, 5, and by effect 5 comes before 0.
+
+    Coordinate 3 explains every image. Of the rest 2 explains the first kind, and for the second 0 does most,
+    which does less in all than 5.
+    """
+    first, second = [1, 0, -0.4, -1, 0, 0.1], [0, 0, -1, -1, 0, 0.9]
+    given = explainer([*[first] * 16, *[second] * 8, [1, 0, -1, 0.9, 0, 0.9]])
+    settings = given.findings.settings.model_copy(update={"alike": alike})
+    given.findings = replace(given.findings, settings=settings)
+    assert [entry.coordinate for entry in given.findings.attributes["yes"]][:4] == [3, 2, 0, 5]
+    discovery = given.discovery
+    given.findings = mark_repeats(
+        given.model, discovery.space, discovery.styles, discovery.logits, given.findings
+    )
+    return given
+
+
+def test_attributes_of_groups_are_ranked_as_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each group has both kinds, and all images of a kind are the same: each ranks as the run does."""
+    for alike in (None, 0.0):  # nothing is compared, or other pixels are alike too
+        given = two_orders(alike=alike)
+        after = sweep(given.model, given.discovery.space, given.discovery.styles).numpy()
+        monkeypatch.setattr(questions, "load_logits", lambda *_, after=after: after)
+        expected = [(e.coordinate, e.rank, e.repeats) for e in given.findings.attributes["yes"][:3]]
+        assert (5 if alike is None else 3) in [coordinate for coordinate, *_ in expected]
+        assert ([repeats for *_, repeats in expected] == [None] * 3) == (alike is None)
+        found = explain_groups(given, [*["a", "b"] * 12, "a"], count=3, least=4)
+        for group in found:
+            ranked = [entry.attribute for entry in group.attributes["yes"]]
+            assert [(entry.coordinate, entry.rank, entry.repeats) for entry in ranked] == expected
 
 
 def test_bad_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +279,16 @@ def test_what_changed_between_versions() -> None:
     three = problems.linear_classifier([[0.0] * 3] * 8, [0, 0, 0], ("a", "b", "c"))
     with pytest.raises(ClassifierError, match="a, b, c"):
         compare_versions(given, three, test)
+
+
+def test_the_same_classifier_again_ranks_alike() -> None:
+    given = two_orders()
+    test = as_test(given.model, given.discovery.styles.numpy()[:, [0, 1, 2, 5, 6, 7]].tolist())
+    weights = given.model.classifier.network.matrix.tolist()
+    again = problems.linear_classifier(weights, [0, 1e-6], ("no", "yes"))
+    found = compare_versions(given, again, test, count=3, swept=24)
+    ranks = {entry.coordinate: entry.ranks for entry in found.attributes if entry.target == "yes"}
+    assert ranks == {3: (1, 1), 2: (2, 2), 5: (3, 3)}
 
 
 def test_effects_are_read_back(tmp_path: Path) -> None:

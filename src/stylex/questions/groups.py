@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from statsmodels.stats.multitest import multipletests
 
 from stylex.attfind import Attribute, effects_of, find_attributes, load_logits
 from stylex.attfind.attributes import in_class
+from stylex.attfind.likeness import mark_repeats
 from stylex.classifiers import Classifier
+from stylex.config import AttFindSettings
 from stylex.data import ImageSet
 from stylex.errors import DataError, RunError
 from stylex.evaluation.coverage import LEAST_IMAGES, Coverage
@@ -34,7 +37,7 @@ class GroupAttribute:
     """An attribute found in one group, beside what it does in the other images.
 
     Attributes:
-        attribute: as AttFind selects it on one half of the group's images, with its figures there.
+        attribute: as AttFind selects and ranks it on one half of the group's images, with its figures there.
         effect: mean change of the target's log-odds in the other half, which did not choose it.
         elsewhere: mean effect of the same change in the other images; None where there are none.
         difference: (estimate, low, high) of those two (Welch, 95 %); None of fewer than two images on a side.
@@ -124,7 +127,8 @@ def explain_groups(
         raise DataError(f"all discovery images are in one group ({', '.join(kinds)}): nothing to compare")
     before, activation = discovery.logits.numpy(), model.classifier.activation
     after = load_logits(explainer.run, model, discovery, findings.settings)[:]
-    settings = findings.settings.model_copy(update={"count": count})
+    # As many as the run's search selected: the order by effect is of all of them, the first are shown.
+    settings = findings.settings.model_copy(update={"count": max(count, findings.settings.count)})
     effects = effects_of(before, after, settings, activation)
     known = {entry.group: entry for entry in covered}
     raw: list[tuple[str, str, Attribute, npt.NDArray[Any], npt.NDArray[Any]]] = []
@@ -141,8 +145,8 @@ def explain_groups(
                 )
                 continue
             selecting, testing = _halves(own & outside, random)
-            found = _towards(before[selecting], after[selecting], explainer, settings, name)
-            for entry in found:
+            found = _towards(selecting, before, after, explainer, settings, name)
+            for entry in found[:count]:
                 values = effects[:, entry.direction, entry.coordinate, target].astype(np.float64)
                 raw.append((kind, name, entry, values[testing], values[outside & ~own]))
     if not raw:
@@ -228,21 +232,28 @@ def _halves(
 
 
 def _towards(
+    rows: npt.NDArray[np.int64],
     before: npt.NDArray[np.float32],
     after: npt.NDArray[np.float32],
     explainer: Explainer,
-    settings: Any,
+    settings: AttFindSettings,
     name: str,
 ) -> tuple[Attribute, ...]:
-    """Attributes towards one class on images that are all outside it; none where all are unstable."""
-    activation = explainer.model.classifier.activation
-    space, names = explainer.discovery.space, explainer.class_names
+    """Attributes towards one class, compared and ranked as a search does; none where all are unstable.
+
+    Args:
+        rows: the images to stand on, all of them outside the class.
+    """
+    model, discovery, names = explainer.model, explainer.discovery, explainer.class_names
+    space, activation = discovery.space, model.classifier.activation
+    logits = before[rows]
     try:
         found = find_attributes(
-            before, after, space, names, settings, activation, targets=(names.index(name),)
+            logits, after[rows], space, names, settings, activation, targets=(names.index(name),)
         )
     except DataError:
         return ()
+    found = mark_repeats(model, space, discovery.styles[rows], torch.from_numpy(logits), found)
     return found.attributes[name]
 
 

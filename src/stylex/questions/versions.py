@@ -15,6 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from stylex.attfind import BATCH_SIZE, find_attributes, sweep
 from stylex.attfind.attributes import in_class
 from stylex.attfind.effects import log_odds
+from stylex.attfind.likeness import mark_repeats
 from stylex.classifiers import Classifier
 from stylex.errors import ClassifierError, DataError
 from stylex.evaluation.intervals import Interval, paired_difference, wilson
@@ -107,10 +108,12 @@ def compare_versions(
     """Search attributes for the second version on the run's generator, and measure those of both on both.
 
     The images are encoded once, with the run's own classifier as condition: both versions answer to the very
-    same pictures, and what differs is the classifiers alone.
+    same pictures, and what differs is the classifiers alone. The second version's attributes are as many,
+    compared and ranked as the run's, so that ranks can be set side by side.
 
     Args:
         second: another classifier of the same classes, on the model's hardware.
+        count: of the first attributes of either, no more than the run's search selected.
         swept: discovery images of each class for the search.
 
     Raises:
@@ -177,7 +180,7 @@ def _rankings(
         members = np.flatnonzero(in_class(logits, target, other.classifier.activation))
         rows.update(members[:swept].tolist())
     chosen = sorted(rows)
-    settings = explainer.findings.settings.model_copy(update={"count": count, "unstable_threshold": None})
+    settings = explainer.findings.settings.model_copy(update={"unstable_threshold": None})
     after = sweep(
         other,
         discovery.space,
@@ -191,7 +194,9 @@ def _rankings(
     # where the second version sees nothing but the target, nothing can be sent there
     targets = [target for target in range(len(names)) if not in_class(before, target, activation).all()]
     found = find_attributes(before, after, discovery.space, names, settings, activation, targets=targets)
-    return mine, {name: [entry.change for entry in each] for name, each in found.attributes.items()}
+    found = mark_repeats(other, discovery.space, discovery.styles, torch.from_numpy(logits), found)
+    theirs = {name: [entry.change for entry in each[:count]] for name, each in found.attributes.items()}
+    return mine, theirs
 
 
 def _effects(
