@@ -71,7 +71,7 @@ def evaluate(
     control: Annotated[
         bool,
         typer.Option(
-            "--control", help="Also AttFind's other selection and a classifier with random weights."
+            "--control", help="Also AttFind's published selections and a classifier with random weights."
         ),
     ] = False,
     faces: Annotated[int, typer.Option(min=1, help="Test faces drawn again, with --truth.")] = 300,

@@ -44,8 +44,8 @@ NEEDED = ("attributes", "images", "measured", "agreement", "l1", "methods", "sin
 PARTS = ("factors", "quality", "truth")
 """What an evaluation holds only where it was asked for."""
 
-OTHER_SELECTION = "AttFind's other selection"
-"""Name of that control where it is left out."""
+OTHER_SELECTION = "AttFind's published selections"
+"""Name of these controls where they are left out."""
 
 CONTROLS = frozenset({"AttFind subset", "AttFind independent", "AttFind removal", RANDOM_WEIGHTS})
 """Methods that `control` adds."""
@@ -150,8 +150,9 @@ def evaluate_run(
         detector: of `load_detector`: measure which factors survive reconstruction.
         quality: of `load_measures`: measure image quality too.
         source: where the test images came from, by default the run's own source.
-        control: measure AttFind's other selection too, and the attributes of a random-weight classifier (a
-            search of its own); what cannot be had is left out, and the reason kept.
+        control: measure AttFind's published selections too, but for what the run's own ranking is, and the
+            attributes of a random-weight classifier (a search of its own); what cannot be had is left out,
+            and the reason kept.
         counts: numbers of coordinates at which flip curves are measured.
         faces: of `load_faces`: compare with the classifier's true reliance too; needs a detector.
 

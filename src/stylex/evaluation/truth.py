@@ -94,14 +94,14 @@ class TargetTruth:
         relied: the factors that the classifier relies on.
         attributes: as the detector reads them.
         recall: k → share of `relied` that the first k attributes change most (each its main factor).
-        recall_distinct: the same of the first k that repeat none before them.
+        recall_distinct: the same of the first k that repeat none.
         recall_of_factors: k → share of `relied` among the first k factors by explained effect.
         explained: factor → effect that the attributes give it: the largest, over the attributes, of effect
             times the share of the attribute's changes that fall on the factor.
         correlation: of `explained` with the true effects, over the factors.
         purity: share of the changes of all attributes that fall on each one's main factor; None where
             nothing readable changes.
-        purity_distinct: k → the same of the first k that repeat none before them.
+        purity_distinct: k → the same of the first k that repeat none.
         off_factor: k → share of the flips by the first k attributes at once in which no factor relied on
             changes: adversarial, no explanation. None where nothing flips.
         flips: k → how many images flip.

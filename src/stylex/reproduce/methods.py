@@ -1,7 +1,8 @@
 """All methods of the study on every recipe, by the default protocol: on images that neither saw.
 
-What Table 2 sets side by side, recipe by recipe, with the controls that it lacks: AttFind's two selections,
-Wu et al., random coordinates, and AttFind for a classifier with random weights.
+What Table 2 sets side by side, recipe by recipe, with the controls that it lacks: the run's own ranking,
+AttFind's published selections, Wu et al., random coordinates, and AttFind for a classifier with random
+weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ COORDINATES = 10
 LEGEND = (
     "Flips: share of the test images outside the class that go to it (95 % interval over images); confirmed: "
     "share of the flips that an independent classifier sees; moved: mean change of a pixel, from -1 to 1. "
-    "AttFind is the selection that the run was searched with (subset); each row links its run's settings."
+    "AttFind is the run's own ranking, by default of the subset selection and by effect; AttFind subset and "
+    "AttFind independent are the published selections in the order of their picks, but for the one that the "
+    "run itself ranks by. Each row links its run's settings."
 )
 
 

@@ -239,7 +239,8 @@ class Workshop:
     def evaluation(self, recipe: str, seed: int | None = None, *, control: bool = False) -> dict[str, Any]:
         """evaluation.json of a recipe's run: of its attributes, our test images and this judge.
 
-        With `control` also of AttFind's other selection and of a classifier with random weights, or why not.
+        With `control` also of AttFind's published selections, but for what the run's own ranking is, and of a
+        classifier with random weights, or why not.
         """
         explainer, judge = self.explainer(recipe, seed), self.classifier_file(judge=True)
         file, test = explainer.run.path / "evaluation.json", self.test_images(explainer.model)
