@@ -132,6 +132,25 @@ def test_a_coordinate_is_asked_about_once_though_it_is_listed_both_ways(tmp_path
     )
 
 
+def test_of_two_classes_what_repeats_another_is_asked_about_last(tmp_path: Path) -> None:
+    explainer = searched(tmp_path / "run", problems.tiny_model("stylegan2"), None)
+    settings = explainer.findings.settings.model_copy(update={"order": "selection"})
+    published = dataclasses.replace(explainer.findings, settings=settings)
+    listed = top_attributes(published, explainer.class_names, None)
+    again = listed[0].coordinate
+    marked = {
+        name: tuple(
+            dataclasses.replace(entry, repeats=2 if entry.coordinate == again else None) for entry in found
+        )
+        for name, found in explainer.findings.attributes.items()
+    }
+    for order, expected in (("effect", [*listed[1:], listed[0]]), ("selection", listed)):
+        settings = explainer.findings.settings.model_copy(update={"order": order})
+        findings = dataclasses.replace(explainer.findings, attributes=marked, settings=settings)
+        found = top_attributes(findings, explainer.class_names, None)
+        assert [entry.coordinate for entry in found] == [entry.coordinate for entry in expected]
+
+
 def test_attributes_that_do_the_same_know_of_each_other(tmp_path: Path) -> None:
     found = searched(tmp_path / "run", problems.tiny_model("stylegan2"), None)
     settings = found.findings.settings.model_copy(update={"alike": 0.1})

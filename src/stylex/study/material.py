@@ -46,7 +46,8 @@ def study_folder(run: Run) -> Path:
 def top_attributes(findings: Findings, class_names: tuple[str, ...], target: str | None) -> list[Attribute]:
     """Attributes to ask about, best first, each coordinate once.
 
-    Of one class its ranking; of two classes the merged list; else the classes take turns, rank by rank.
+    Of one class its ranking; of two classes the merged list, where attributes are ranked by effect with those
+    that repeat another of their class last; else the classes take turns, rank by rank.
     """
     ranked: list[Attribute]
     if target is not None:
@@ -57,6 +58,8 @@ def top_attributes(findings: Findings, class_names: tuple[str, ...], target: str
             (1 - entry.direction, entry.coordinate): entry for entry in away
         }
         ranked = [changes[change] for change in findings.merged if change in changes]
+        if findings.settings.order == "effect":
+            ranked.sort(key=lambda entry: entry.repeats is not None)
     else:
         every = [entry for found in findings.attributes.values() for entry in found]
         ranked = sorted(every, key=lambda entry: (entry.rank, -abs(entry.effect)))
