@@ -309,7 +309,7 @@ def see_attfind(words: list[str], said: str) -> None:
     for name, entries in found.attributes.items():
         assert 1 <= len(entries) <= 2
         assert {entry.target for entry in entries} == {name}
-        assert f"towards '{name}' ({found.images} images searched)" in said
+        assert f"towards '{name}' ({found.images} images searched, ranked by effect)" in said
         assert f"effect {entries[0].effect:+.2f}, flips {entries[0].flipped:.0%} alone" in said
     pairs = load_pairs(run, fingerprint(found))
     if "--one-vs-one" in words:

@@ -16,7 +16,7 @@ from stylex.errors import RunError
 from stylex.evaluation.measure import TestImages, identify, prepare
 from stylex.evaluation.stage import evaluate_run, is_evaluated, load_evaluation
 from stylex.explainer import Explainer, open_explainer
-from stylex.report.compose import Amounts, _facts, compose, write_report
+from stylex.report.compose import Amounts, _curves, _facts, compose, write_report
 from stylex.report.content import Curve
 from stylex.report.html import render_html
 
@@ -61,6 +61,26 @@ def test_a_report_from_a_run(explained: tuple[Explainer, Dataset, TestImages]) -
                 assert pair.probability_before <= 0.5
     assert any(section.attributes[0].pairs for section in content.targets)
     assert content.provenance["data sha256"] == data.fingerprint
+
+
+def test_curves_come_in_one_order_and_the_search_says_its_own(
+    explained: tuple[Explainer, Dataset, TestImages],
+) -> None:
+    explainer, _, _ = explained
+    names = ["unknown", "random-weight classifier", "AttFind independent", "AttFind subset"]
+    names += ["random", "Wu et al.", "AttFind distinct", "AttFind"]
+    curve = {"k": [1], "rate": [0.5], "low": [0.4], "high": [0.6], "n": 9}
+    methods = [{"method": name, "target": "a", "curve": curve} for name in names]
+    expected = ["Random coordinates" if name == "random" else name for name in names[:0:-1]]
+    assert [each.label for each in _curves({"methods": methods}, "a")] == [*expected, "unknown"]
+    for order, said in (
+        ("effect", "subset selection, ranked by effect, on "),
+        ("selection", "subset selection on "),
+    ):
+        settings = explainer.findings.settings.model_copy(update={"order": order})
+        findings = dataclasses.replace(explainer.findings, settings=settings)
+        searched = Explainer(explainer.run, explainer.model, explainer.discovery, findings)
+        assert _facts(searched, None, {"images": 3})["Search"].startswith(said)
 
 
 def test_a_report_says_how_sure_a_screened_search_was(

@@ -451,3 +451,17 @@ def test_effects_are_called_what_they_are() -> None:
         assert words.count(f"Effect, {effect_on}") >= 4
         assert f"mean change of the target's {effect_on} over" in words
         assert ("log-odds" in words) == (effect_on == "log-odds")
+
+
+def test_seven_curves_are_told_apart() -> None:
+    """As many as an evaluation with controls has, each by its dash alone: colours are no help to everyone."""
+    ends = {"lows": (0.0,) * 2, "highs": (1.0,) * 2}
+    curves = tuple(Curve(f"curve {i}", (1, 2), (0.1 * i, 0.1 + 0.1 * i), images=9, **ends) for i in range(7))
+    content = report_content()
+    target = dataclasses.replace(content.targets[0], curves=curves)
+    page = Page(render_html(dataclasses.replace(content, targets=(target,))))
+    used = [found["class"] for found in page.all("svg") if (found.get("class") or "").startswith("line-")]
+    assert len(set(used)) == 7
+    styles = dict(re.findall(r"\.(line-\d) {([^}]*)}", asset("style.css")))
+    dashes = [re.search(r"--d: ([^;]*);", styles[name or ""]) for name in dict.fromkeys(used)]
+    assert len({None if dash is None else dash[1] for dash in dashes}) == 7

@@ -147,7 +147,8 @@ def describe(findings: Findings, most: int = 10) -> str:
     lines = []
     for target, found in findings.attributes.items():
         if found:
-            lines.append(f"towards '{target}' ({findings.images} images searched)")
+            order = ", ranked by effect" if findings.settings.order == "effect" else ""
+            lines.append(f"towards '{target}' ({findings.images} images searched{order})")
             lines += _ranked(found[:most])
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ import torch
 from stylex.attfind import Attribute, Findings
 from stylex.counterfactuals import explain_styles, to_picture
 from stylex.data import Dataset
+from stylex.evaluation.controls import RANDOM_WEIGHTS
 from stylex.evaluation.measure import DISTINCT, TestImages
 from stylex.evaluation.stage import load_evaluation
 from stylex.explainer import Explainer
@@ -38,6 +39,18 @@ LOW_AGREEMENT = 0.9
 
 EFFECT_ON = {"log_odds": "log-odds", "logits": "logit"}
 """What the effects of a search are changes of, in words."""
+
+
+_CURVES = (
+    "AttFind",
+    DISTINCT,
+    "Wu et al.",
+    "random",
+    "AttFind subset",
+    "AttFind independent",
+    RANDOM_WEIGHTS,
+)
+"""Methods of an evaluation in the order of their curves; others come after them."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +209,9 @@ def _facts(explainer: Explainer, data: Dataset | None, evaluation: Mapping[str, 
         + ("" if data is None else f", {len(data.discovery)} for discovery and {len(data.test)} for testing"),
         "Generator": f"recipe {run.config.recipe.name}, {model.step} steps, {explainer.findings.coordinates} "
         "searchable style coordinates",
-        "Search": f"{settings.method} selection on {explainer.findings.images} discovery images "
+        "Search": f"{settings.method} selection"
+        + (", ranked by effect," if settings.order == "effect" else "")
+        + f" on {explainer.findings.images} discovery images "
         f"({explainer.findings.unstable} left out as unstable), "
         f"effects on {settings.effect.replace('_', '-')}" + _screened(explainer.findings),
         "Test": f"{evaluation['images']} images that {unseen}; "
@@ -266,7 +281,7 @@ def _warnings(evaluation: Mapping[str, Any], findings: Findings) -> tuple[str, .
 
 
 def _curves(evaluation: Mapping[str, Any], target: str) -> tuple[Curve, ...]:
-    order = {"AttFind": 0, DISTINCT: 1, "Wu et al.": 2, "random": 3}
+    order = {name: place for place, name in enumerate(_CURVES)}
     found = [method for method in evaluation["methods"] if method["target"] == target]
     return tuple(
         Curve(
