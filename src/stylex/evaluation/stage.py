@@ -44,7 +44,7 @@ NEEDED = ("attributes", "images", "measured", "agreement", "l1", "methods", "sin
 PARTS = ("factors", "quality", "truth")
 """What an evaluation holds only where it was asked for."""
 
-OTHER_SELECTION = "AttFind's published selections"
+OTHER_SELECTION = "AttFind's other selection"
 """Name of these controls where they are left out."""
 
 CONTROLS = frozenset({"AttFind subset", "AttFind independent", "AttFind removal", RANDOM_WEIGHTS})
