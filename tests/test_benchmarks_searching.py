@@ -119,18 +119,39 @@ def searching_choice(batch_size: int) -> Any:
     return BatchChoice(batch_size, "for tests")
 
 
-def test_masks_are_one_batch_and_two_of_one_layer(tiny: Any) -> None:
+def counted(forward: Any, rows: list[int]) -> Any:
+    """A classifier's forward that notes how many images it is given."""
+
+    def noting(images: Tensor) -> Tensor:
+        rows.append(len(images))
+        result: Tensor = forward(images)
+        return result
+
+    return noting
+
+
+@pytest.mark.parametrize("batch_size", [8, 9, 20])
+def test_one_batch_and_two_of_one_layer_are_timed_full(
+    tiny: Any, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has no unchanged image in front, and is as large as the first: those of an exact sweep."""
     model, space, styles = tiny
     wide = StyleSpace(space.layout, space.low - 0.1, space.high + 0.1)
-    for layer in searching._layers(model, wide, 8, None):
+    rows: list[int] = []
+    monkeypatch.setattr(model.classifier, "forward", counted(model.classifier.forward, rows))
+    before = model.classify(model.synthesise(styles[:1]))[0]
+    exact = searching._sweep(model, wide, styles[:1], batch_size)
+    assert len(rows) == 2 + sum(layer.batches for layer in searching._layers(model, wide, batch_size, None))
+    for layer in searching._layers(model, wide, batch_size, None):
         for mask, batches in ((layer.mask, 1), (layer.two, 2)):
-            counts: list[int] = []
-            with torch.inference_mode():
-                searching.sweep_image(
-                    model, wide, styles[:1], 1.0, layer.rows, on_changes=counts.append, wanted=mask
-                )
-            assert counts == [layer.rows - 1] * batches
-            assert int(mask.sum()) == sum(counts)
+            rows.clear()
+            found = searching._bound(model, wide, styles[:1], layer.rows, mask)()
+            assert rows == [1] + [layer.rows] * min(batches, layer.batches)
+            assert isinstance(found, Tensor)
+            torch.testing.assert_close(found[mask], exact[mask], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found[~mask], before.expand_as(found[~mask]), rtol=1e-5, atol=1e-5)
+        assert int(layer.mask.sum()) == layer.rows - 1
+        assert int(layer.two.sum()) == min(2 * layer.rows - 1, layer.changes)
     some = searching._layers(model, wide, 8, 3)
     numbers = [layer.number for layer in searching._layers(model, wide, 8, None)]
     assert [some[0].number, some[-1].number] == [numbers[0], numbers[-1]]

@@ -213,8 +213,8 @@ def _classifier(resolution: int) -> Classifier:
 class _Layer:
     """A convolution of a model: its changes, in `batches` of `rows` images, and masks [2, S] of some of them.
 
-    `mask` is those of one batch beside the unchanged image, `two` those of two such batches; of a layer with
-    one batch both are the same.
+    `mask` is those of one batch beside the unchanged image, `two` those of that and of another batch; of a
+    layer with one batch both are the same.
     """
 
     number: int
@@ -233,7 +233,7 @@ def _layers(model: Model, space: StyleSpace, batch_size: int, most: int | None) 
         changes = 2 * layer.channels
         rows = rows_of(changes, batch_size)
         masks = torch.zeros(2, 2, space.size, dtype=torch.bool, device=model.hardware.device)
-        for mask, count in zip(masks, (rows - 1, min(2 * (rows - 1), changes)), strict=True):
+        for mask, count in zip(masks, (rows - 1, min(2 * rows - 1, changes)), strict=True):
             both = torch.arange(count, device=mask.device)
             mask[both % 2, first + both // 2] = True
         found.append(_Layer(number, changes, rows, -(-(changes + 1) // rows), *masks))
@@ -262,7 +262,7 @@ def _measure(
         "peak": convolution.work,
         "one at a time": lambda: _whole(model, style),
         "batches": lambda: _whole(model, style.repeat(rows, 1)),
-        "image": lambda: _sweep(model, space, style, batch_size, torch.zeros_like(layers[0].mask)),
+        "image": _bound(model, space, style, batch_size, torch.zeros_like(layers[0].mask)),
     }
     with torch.inference_mode():
         folded = FoldedSynthesis(model.generator.synthesis, style, model.noise)
@@ -337,7 +337,16 @@ def _of_an_image(seconds: Mapping[str, float], layers: Sequence[_Layer]) -> floa
 def _bound(
     model: Model, space: StyleSpace, style: Tensor, batch_size: int, mask: Tensor
 ) -> Callable[[], object]:
-    return lambda: _sweep(model, space, style, batch_size, mask)
+    """An image's exact sweep, of a space in which the changes of a mask alone move a coordinate.
+
+    Not a sweep of what is wanted: that one has other batches, on some machines without an unchanged image.
+    """
+    values = space.searchable(style)[0]
+    low, high = (
+        torch.where(moving, end, values) for moving, end in zip(mask, (space.low, space.high), strict=True)
+    )
+    only = StyleSpace(space.layout, low, high)
+    return lambda: _sweep(model, only, style, batch_size)
 
 
 def _prepared(folded: FoldedSynthesis, number: int) -> Callable[[], object]:
@@ -345,8 +354,8 @@ def _prepared(folded: FoldedSynthesis, number: int) -> Callable[[], object]:
 
 
 @torch.inference_mode()
-def _sweep(model: Model, space: StyleSpace, style: Tensor, batch_size: int, mask: Tensor) -> Tensor:
-    return sweep_image(model, space, style, 1.0, batch_size, wanted=mask)
+def _sweep(model: Model, space: StyleSpace, style: Tensor, batch_size: int) -> Tensor:
+    return sweep_image(model, space, style, 1.0, batch_size)
 
 
 @torch.inference_mode()
