@@ -281,6 +281,37 @@ def test_figures_of_other_weights_or_another_judge_are_measured_again(made: Work
     assert with_others.explainer("fast").findings.settings.images_per_class == 5
 
 
+def test_a_home_that_does_not_say_how_attributes_are_put_in_order_is_used(
+    made: Workshop, tmp_path: Path
+) -> None:
+    """Its training is kept, and so are attributes in the order of the picks; others are searched anew."""
+    shop = replace(made, home=shutil.copytree(made.home, tmp_path / "home"))
+    folder = shop.home / "fast"
+    shop.explainer("fast")
+    lines = (folder / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    old = [line for line in lines if line != "  order: selection\n"]
+    assert len(old) == len(lines) - 1
+    (folder / "config.yaml").write_text("".join(old), encoding="utf-8")
+    assert shop.run("fast").config.attfind.order == "effect", "today's default"
+    assert shop.settings("fast").attfind.order == "selection"
+
+    def searched(**changes: str) -> list[str]:
+        """What is said where attributes.json has no `order`, or these settings in place of its own."""
+        said: list[str] = []
+        content = read_json(folder / "attributes.json")
+        content["settings"].pop("order", None)
+        content["settings"] |= changes
+        write_json(folder / "attributes.json", content)
+        found = replace(shop, say=said.append).explainer("fast")
+        assert found.findings.settings.order == "selection"
+        return said
+
+    assert searched() == []
+    assert searched(order="effect") == [f"searching attributes of {folder}"]
+    assert searched(method="independent") == [f"searching attributes of {folder}"]
+    assert (folder / "config.yaml").read_text(encoding="utf-8") == "".join(old)
+
+
 def agreement(low: float, high: float) -> dict[str, Any]:
     return {"estimate": (low + high) / 2, "low": low, "high": high, "n": 100}
 

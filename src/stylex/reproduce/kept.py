@@ -36,6 +36,8 @@ def finished(run: Run) -> bool:
 def check_run(run: Run, wanted: RunConfig, *, data: str, classifier: str) -> None:
     """Refuse a run that was made with other settings, images or classifier than are asked for.
 
+    How attributes are searched is not compared: a search that differs is made again, without a training.
+
     Args:
         wanted: its settings if it were made now. Paths are not compared, what lies there is.
         data, classifier: fingerprints of the images and of the classifier that are asked for.
@@ -46,7 +48,7 @@ def check_run(run: Run, wanted: RunConfig, *, data: str, classifier: str) -> Non
     other = {
         key: values
         for key, values in differences(run.config, wanted).items()
-        if key not in ("experiment", "data", "classifier")
+        if key not in ("experiment", "data", "classifier") and not key.startswith("attfind.")
     }
     hashes = run.hashes
     for what, now, places in (

@@ -40,8 +40,8 @@ class Workshop:
 
     `home` gets classifier.safetensors, judge.safetensors, one run a recipe, and the items' files. What is
     there is used if it was made as is asked for now, and refused if not (ConfigError); what is not is made. A
-    stage that was stopped goes on where it was. Figures of other weights, attributes, settings or another
-    judge are measured again.
+    stage that was stopped goes on where it was. Attributes of other settings are searched again; figures of
+    other weights, attributes, settings or another judge are measured again.
 
     Attributes:
         folders: name → folder of the experiment's data; see `Experiment.needs`.
@@ -199,10 +199,10 @@ class Workshop:
         return run
 
     def explainer(self, recipe: str, seed: int | None = None) -> Explainer:
-        """The run of a recipe with its attributes, searched where that has not been done."""
-        run = self.run(recipe, seed)
+        """The run of a recipe with its attributes, searched where they were not as is asked for now."""
+        run, settings = self.run(recipe, seed), self.settings(recipe, seed).attfind
         return self.searched(
-            run, run.config.attfind, lambda model: None if model.encoder is None else self.data.discovery
+            run, settings, lambda model: None if model.encoder is None else self.data.discovery
         )
 
     def searched(
