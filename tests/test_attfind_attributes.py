@@ -126,6 +126,10 @@ def test_nobody_to_send() -> None:
 def test_json_round_trip() -> None:
     findings = found()
     assert Findings.from_json(findings.to_json()) == findings
+    assert findings.settings.order == "effect"
+    old = findings.to_json()  # written before attributes were put in order: as they were picked
+    old["settings"] = {key: value for key, value in old["settings"].items() if key != "order"}
+    assert Findings.from_json(old).settings.order == "selection"
     named = findings.attributes["yes"][0].named("hair")
     assert named.title == "hair"
     assert torch.tensor(named.change).tolist() == [1, 3]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import problems
 import training_problems
-from stylex import fused
+from stylex import fused, hardware
 from stylex.attfind import (
     folded,
     load_discovery,
@@ -237,6 +237,32 @@ def test_changes_of_many_layers_share_batches(
             assert leads <= 2 or batch_size <= 3, "single rows are rare"
         else:
             assert leads == len(groups)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_bf16_an_unchanged_image_leads_every_layers_changes(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """There rounding is as large as a weak effect, and another one in every layer."""
+    model = problems.tiny_model()
+    styles, space = encoded(model)
+    hardware.place(model.generator, Hardware(torch.device("cpu"), dtype, 1, "for tests"))
+    sweeping = sys.modules[sweep_image.__module__]
+    joined = sweeping._joined
+    led: list[int] = []
+
+    def seen(synthesis: Synthesis, wanted: torch.Tensor, size: int, alone: bool) -> list[list[Any]]:
+        assert alone == (dtype == torch.float32)
+        batches: list[list[Any]] = joined(synthesis, wanted, size, alone)
+        led.extend(group.leads for batch in batches for group in batch)
+        return batches
+
+    monkeypatch.setattr(sweeping, "_joined", seen)
+    wanted = torch.zeros(2, space.size, dtype=torch.bool)
+    wanted[:, ::5] = True
+    sweep(model, space, styles[:1], batch_size=64, wanted=wanted)
+    assert len(led) > 3
+    assert sum(led) == (1 if dtype == torch.float32 else len(led))
 
 
 def test_linear_effects_are_known() -> None:

@@ -29,7 +29,7 @@ from stylex.run import read_json, read_tensors, write_json, write_tensors
 from stylex.training.loop import train
 from stylex.training.progress import Progress
 from stylex.training.schedule import total_images
-from stylex.training.setup import create_run
+from stylex.training.setup import Request, create_run
 
 SMALL = StudySettings(discovery=40, latents=8, repeats=2, count=3, wu_threshold=0.5)
 CPU = ("--device", "cpu", "--precision", "fp32", "--threads", "1")
@@ -386,6 +386,10 @@ def test_experiments() -> None:
         own = config.load_recipe(each.recipe)
         assert plain.network.channels(each.size) == own.network.channels(each.size)
         assert plain.training.total_kimg == own.training.total_kimg
+        by_picks = name in ("study-afhq", "study-ffhq-age")  # the study ranks in the order of the picks
+        request = Request(data="d", classifier="c", recipe=each.recipe, experiment=name)
+        order = request.settings(Path("run")).attfind.order
+        assert order == ("selection" if by_picks else "effect")
         generator, classifier = each.sources(dict.fromkeys(each.needs, "/data"))
         assert "{" not in generator + classifier
     age = experiment("study-ffhq-age")
