@@ -62,6 +62,14 @@ def test_swap_steps_and_sparsity_need_a_condition() -> None:
         load_recipe("fast", [*plain, "training.schedule=[encode]"])
 
 
+def test_readers_are_set_against_each_other_by_a_threshold() -> None:
+    exclusive = "sparsity.exclusive=0.5"
+    with pytest.raises(ConfigError, match=r"sparsity\.exclusive needs sparsity\.threshold") as raised:
+        load_recipe("fast", [exclusive, "sparsity.threshold=0"])
+    assert "\n" not in str(raised.value)
+    assert load_recipe("fast", [exclusive, "sparsity.threshold=0.001"]).sparsity.exclusive == 0.5
+
+
 def test_a_warm_up_needs_an_encoder() -> None:
     with pytest.raises(ConfigError, match="needs an encoder"):
         load_recipe("stylegan2", ["loss.adversarial_start_kimg=1"])

@@ -685,6 +685,18 @@ def test_a_style_comes_to_read_a_part_of_the_condition_or_w_alone() -> None:
     assert ((together != 0) == (target != 0)).all()  # 0.4 is all that the plain threshold can take off
 
 
+@pytest.mark.parametrize(("classes", "taken"), [(2, 2 - math.sqrt(2)), (3, 2 - 2 * math.sqrt(2 / 3))])
+def test_a_style_that_reads_the_class_alone_is_still_thinned_out(classes: int, taken: float) -> None:
+    """No deviation from a mean is all of its row; a column by itself is, and stays as it is."""
+    one = torch.zeros(1, 4 + classes, dtype=torch.float64)
+    one[0, 4] = 3.0
+    alone = one.clone()
+    thin_out_condition(alone, classes, 0.1, sums_to_one=False, exclusive=1.0)
+    assert alone.tolist() == one.tolist()
+    thin_out_condition(one, classes, 0.1, exclusive=1.0)
+    assert float(one[0, 4]) == pytest.approx(3 - 0.1 * taken)
+
+
 def test_thinned_out_styles_do_not_depend_on_the_class() -> None:
     weight = torch.randn(20, 4 + 3)
     thin_out_condition(weight, 3, 100.0)

@@ -267,6 +267,8 @@ class Recipe(Settings):
                 raise ValueError(
                     "sparsity.threshold needs network.condition: probabilities, logits or evidence"
                 )
+        if self.sparsity.exclusive > 0 and self.sparsity.threshold == 0:
+            raise ValueError("sparsity.exclusive needs sparsity.threshold above 0, which it is a factor on")
         if self.network.condition == "evidence" and (self.samples or not self.encodes):
             raise ValueError("network.condition: evidence needs an encoder, and no sample steps")
         if self.loss.evidence > 0 and self.network.condition != "evidence":

@@ -508,6 +508,8 @@ def thin_out_condition(
     threshold is (1 + e · (1 − 2 r)) · `threshold`, and the columns that read w are thresholded by e times the
     row's largest r: a coordinate comes to read one part of the condition alone, or w alone. A coordinate that
     reads both goes, at the end of its range, where w takes it, which is further than the condition asks for.
+    Deviations of K columns that sum to zero have no r above √((K − 1)/K): of two classes they are ± d, with r
+    at most 1/√2, and one that reads the class alone still has the threshold (1 − 0.41 e) · `threshold`.
 
     Returns:
         Share of coordinates that no longer depend on the class, on their device.
