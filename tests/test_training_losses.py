@@ -737,9 +737,17 @@ def test_a_recipe_sets_the_readers_of_a_style_against_each_other(tmp_path: Path)
     trainer = problems.make_trainer(tmp_path / "run", "fast", settings)
     weight = trainer.state.networks.generator.affine_weight
     expected = weight.detach().clone()
+    read = weight.detach()[:, -2:].diff(dim=1)[:, 0]
     trainer.loss.after_update(trainer.phases[0], 10, 0.5)
-    thin_out_condition(expected, 2, 0.25, exclusive=0.7)
+    layout = trainer.state.networks.generator.synthesis.layout
+    searched = torch.cat([torch.full((place.channels,), place.kind == "conv") for place in layout])
+    assert 0 < searched.sum() < len(searched)
+    thin_out_condition(expected, 2, 0.25, exclusive=0.7, readers=searched)
     torch.testing.assert_close(weight.detach(), expected)
+    left = weight.detach()[:, -2:].diff(dim=1)[:, 0]
+    assert (read[~searched] != 0).all(), "else it would show nothing"
+    assert (left[~searched] == 0).all(), "styles that are not searched read nothing of the class"
+    assert (left[searched] != 0).any()
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -20,6 +20,7 @@ from stylex.networks.convolution import second_order
 from stylex.networks.evidence import DEVIATION
 from stylex.parallel import ALONE, World, path_length_images
 from stylex.perceptual import ClassifierDistance, feature_distance
+from stylex.stylespace import searchable_positions
 from stylex.training.augmentation import Augmentation
 from stylex.training.randomness import Draws
 from stylex.training.schedule import Phase
@@ -98,7 +99,11 @@ class StylexLoss:
         self.perceptual = perceptual
         self.recipe = recipe
         self.augmentation = make_augmentation(recipe)
-        self.path_length_mean = torch.zeros((), device=next(networks.generator.parameters()).device)
+        weight = networks.generator.affine_weight
+        self.path_length_mean = torch.zeros((), device=weight.device)
+        positions = searchable_positions(networks.generator.synthesis.layout)
+        self._readers = torch.zeros(len(weight), dtype=torch.bool).index_fill(0, positions, True)
+        self._readers = self._readers.to(weight.device)
 
     def takes_part(self, phase: Phase, batch: Batch) -> bool:
         """Whether a batch has anything to say in a phase; the discriminator rests on some kinds of step."""
@@ -145,6 +150,7 @@ class StylexLoss:
                 sums_to_one=self.recipe.network.condition == "probabilities"
                 and self.classifier.activation == "softmax",
                 exclusive=sparsity.exclusive,
+                readers=self._readers if sparsity.exclusive > 0 else None,
             )
             found["class_free_styles"] = share
         if sparsity.latent_threshold > 0:
@@ -491,6 +497,7 @@ def thin_out_condition(
     *,
     sums_to_one: bool = True,
     exclusive: float = 0.0,
+    readers: Tensor | None = None,
 ) -> Tensor:
     """One L1 proximal step on the styles' dependence on the condition, in place. Ours, not the paper's.
 
@@ -511,6 +518,9 @@ def thin_out_condition(
     Deviations of K columns that sum to zero have no r above √((K − 1)/K): of two classes they are ± d, with r
     at most 1/√2, and one that reads the class alone still has the threshold (1 − 0.41 e) · `threshold`.
 
+    `readers`, a mask [T], leaves the others without any deviation: what a style reads that is not searched
+    (of a toRGB layer) cannot become an attribute, however much the classifier sees of it.
+
     Returns:
         Share of coordinates that no longer depend on the class, on their device.
     """
@@ -525,6 +535,8 @@ def thin_out_condition(
         share = deviation.abs() / length.clamp_min(torch.finfo(length.dtype).tiny)
         deviation = _soft(deviation, threshold * (1 + exclusive * (1 - 2 * share)))
         w.copy_(_soft(w, threshold * exclusive * share.amax(dim=1, keepdim=True)))
+    if readers is not None:
+        deviation = deviation * readers[:, None]
     columns.copy_(mean + deviation)
     return (deviation == 0).all(dim=1).float().mean()
 
