@@ -466,8 +466,9 @@ def test_the_whole_way(stylex: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     second = stylex(*again)
     assert second.code == 0
-    assert "sparsity.start_kimg 0: " in second.err
-    assert Run.open(tmp_path / "second").config.recipe.sparsity.start_kimg == 0
+    assert "sparsity.start_kimg 0, sparsity.exclusive 1: " in second.err
+    sparsity = Run.open(tmp_path / "second").config.recipe.sparsity
+    assert (sparsity.start_kimg, sparsity.exclusive) == (0, 1)
     assert "other images" not in second.err
     assert read_json(tmp_path / "second" / "run.json")["from"]
     fewer = problems.save_images(tmp_path / "fewer", count=10)
