@@ -99,11 +99,18 @@ class StylexLoss:
         self.perceptual = perceptual
         self.recipe = recipe
         self.augmentation = make_augmentation(recipe)
-        weight = networks.generator.affine_weight
-        self.path_length_mean = torch.zeros((), device=weight.device)
-        positions = searchable_positions(networks.generator.synthesis.layout)
-        self._readers = torch.zeros(len(weight), dtype=torch.bool).index_fill(0, positions, True)
-        self._readers = self._readers.to(weight.device)
+        self.path_length_mean = torch.zeros((), device=next(networks.generator.parameters()).device)
+        self._readers: Tensor | None = None
+
+    @property
+    def readers(self) -> Tensor:
+        """Which of the generator's styles are searched, bool [T]."""
+        if self._readers is None:
+            generator = self.networks.generator
+            found = torch.zeros(len(generator.affine_weight), dtype=torch.bool)
+            found[searchable_positions(generator.synthesis.layout)] = True
+            self._readers = found.to(generator.affine_weight.device)
+        return self._readers
 
     def takes_part(self, phase: Phase, batch: Batch) -> bool:
         """Whether a batch has anything to say in a phase; the discriminator rests on some kinds of step."""
@@ -150,7 +157,7 @@ class StylexLoss:
                 sums_to_one=self.recipe.network.condition == "probabilities"
                 and self.classifier.activation == "softmax",
                 exclusive=sparsity.exclusive,
-                readers=self._readers if sparsity.exclusive > 0 else None,
+                readers=self.readers if sparsity.exclusive > 0 else None,
             )
             found["class_free_styles"] = share
         if sparsity.latent_threshold > 0:
