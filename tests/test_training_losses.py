@@ -41,6 +41,7 @@ def make_batch(kind: StepKind, count: int = 4, step: int = 0) -> Batch:
 
 def test_divergence_is_kl_of_the_target_from_the_classifier() -> None:
     """KL(C(x) ‖ C(G)), as scipy has it; the two directions differ, so a swap would show."""
+    torch.manual_seed(0)
     logits, target = torch.randn(5, 3), torch.randn(5, 3).mul(2).softmax(dim=1)
     expected = np.mean(
         [entropy(p, q) for p, q in zip(target.numpy(), logits.softmax(1).numpy(), strict=True)]
