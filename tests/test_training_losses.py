@@ -21,9 +21,10 @@ from stylex.config import Recipe, StepKind
 from stylex.networks import conditional_score
 from stylex.parallel import World
 from stylex.training.loop import Trainer
-from stylex.training.losses import Batch, StylexLoss, agreement, divergence, join, thin_out_condition
+from stylex.training.losses import Batch, StylexLoss, agreement, divergence, join
 from stylex.training.randomness import StepRandom
 from stylex.training.schedule import Phase, adversarial_share, phases
+from stylex.training.sparsity import thin_out_condition
 
 CPU = torch.device("cpu")
 
