@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pytest
 from scipy.special import expit, logit
 from sklearn.decomposition import FastICA
+from sklearn.mixture import GaussianMixture
 
 from stylex.errors import DataError
 from stylex.networks.evidence import MAP_SIZE
 from stylex.training import causes as finding
-from stylex.training.causes import Causes, find_causes, separated
+from stylex.training.causes import Causes, find_causes, separated, sharpened, told_apart, two_kinds
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -229,7 +230,7 @@ def test_what_cancels_over_its_places_belongs_to_the_cause_that_acts_there() -> 
     assert np.corrcoef(rebuilt, log_odds)[0, 1] > 0.99
 
 
-def test_what_cancels_where_nothing_else_acts_stays_by_itself() -> None:
+def test_what_cancels_where_nothing_else_acts_is_no_cause() -> None:
     random = np.random.default_rng(0)
     cause, shift = random.choice([-1.0, 1.0], (2, 500))
     maps = np.zeros((500, 1, MAP_SIZE, MAP_SIZE))
@@ -238,10 +239,8 @@ def test_what_cancels_where_nothing_else_acts_stays_by_itself() -> None:
     maps[:, 0, 13] = -4 * shift[:, None]  # speaks for nothing at all, and varies most
     maps = maps.reshape(500, -1)
     found = find_causes(maps, cause[:, None], "sigmoid", 3, 0)
-    components = values(found, maps)
-    assert np.isfinite(components).all()
-    assert found.shares == pytest.approx((1.0, 0.0), abs=0.02)
-    assert abs(np.corrcoef(components[:, 1], shift)[0, 1]) > 0.99
+    assert found.shares == pytest.approx((1.0,), abs=0.02)
+    assert abs(np.corrcoef(values(found, maps)[:, 0], cause)[0, 1]) > 0.99
 
 
 def test_there_is_a_cause_where_everything_cancels() -> None:
@@ -261,3 +260,139 @@ def test_components_are_no_more_than_the_log_odds_need() -> None:
     held = [find_causes(maps, log_odds, "softmax", most, 0).held for most in (1, 2, 3, 8)]
     assert all(after >= before - 1e-9 for before, after in pairwise(held))
     assert held[2] == held[3] > finding.HELD
+
+
+def log_odds_of(maps: FloatArray) -> FloatArray:
+    """Of the second class [N]: what its maps add up to, as uncertain as a classifier's."""
+    sums = maps[:, 256:].sum(axis=1)
+    return 2 * (sums - sums.mean()) / sums.std()
+
+
+def coloured_beards(count: int = 4000) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Maps [N, 512] where evidence of a beard is the fainter the fairer it is; beards, and glasses [N]."""
+    random = np.random.default_rng(5)
+    beard, glasses = random.choice([-1.0, 1.0], (2, count))
+    fair, length = random.normal(size=(2, count))
+    maps = random.normal(0, 0.05, (count, 2, MAP_SIZE, MAP_SIZE))
+    maps[:, 1, 10:12] += (1.0 * beard + 0.3 * fair)[:, None, None]
+    maps[:, 1, 12:13] += (1.0 * beard - 0.6 * fair - 0.6 * length)[:, None, None]
+    maps[:, 1, 4:6] += 1.2 * glasses[:, None, None] + 0.3 * length[:, None, None]
+    maps[:, 0] = -maps[:, 1]
+    return maps.reshape(count, -1), beard, glasses
+
+
+def test_a_cause_of_two_kinds_is_told_apart_from_what_varies_at_its_places() -> None:
+    maps, beard, glasses = coloured_beards()
+    odds = log_odds_of(maps)
+    found = find_causes(maps, np.stack([-odds, odds], axis=1), "softmax", 8, 0)
+    assert len(found.shares) == 2
+    assert all(kinds is not None for kinds in found.kinds)
+    told = [
+        told_apart(column, kinds)
+        for column, kinds in zip(values(found, maps).T, found.kinds, strict=True)
+        if kinds
+    ]
+    for cause in (beard, glasses):
+        assert explained(np.stack(told, axis=1), cause) > 0.99
+    part = maps[:, 256 + 10 * MAP_SIZE : 256 + 12 * MAP_SIZE].sum(axis=1)
+    assert np.corrcoef(part, beard)[0, 1] ** 2 < 0.95, "evidence at its first places holds the colour too"
+
+
+def test_kinds_lie_on_the_sides_that_the_sign_says() -> None:
+    maps, beard, _ = coloured_beards()
+    odds = log_odds_of(maps)
+    for turned in (1, -1):
+        found = find_causes(turned * maps, turned * np.stack([-odds, odds], axis=1), "softmax", 8, 0)
+        components = values(found, turned * maps)
+        for component, kinds in zip(components.T, found.kinds, strict=True):
+            assert kinds is not None
+            assert kinds.low < kinds.parting < kinds.high
+            assert component[component > kinds.parting].mean() == pytest.approx(kinds.high, abs=0.05)
+            assert component[component < kinds.parting].mean() == pytest.approx(kinds.low, abs=0.05)
+        assert np.abs(np.corrcoef(beard, components.T)[0, 1:]).max() > 0.98
+
+
+def test_sharpening_ends_at_the_cause_and_refuses_what_is_another() -> None:
+    maps, beard, _ = coloured_beards()
+    centred = maps - maps.mean(axis=0)
+    at_chin = np.zeros((MAP_SIZE, MAP_SIZE))
+    at_chin[10:13] = 1.0
+    row = np.concatenate([np.zeros(256), at_chin.ravel()])
+    start = centred @ row
+    found = sharpened(start / start.std(), at_chin.ravel(), centred, centred)
+    assert found is not None
+    sharp = centred @ found[0]
+    assert sharp.std() == pytest.approx(1)
+    assert np.corrcoef(start, beard)[0, 1] ** 2 < 0.965
+    assert np.corrcoef(sharp, beard)[0, 1] ** 2 > 0.97
+    assert not found[0].reshape(2, MAP_SIZE, MAP_SIZE)[:, :10].any(), "nothing is asked at other places"
+
+    at_eyes = np.zeros((MAP_SIZE, MAP_SIZE))
+    at_eyes[4:6] = 1.0
+    assert sharpened(start / start.std(), at_eyes.ravel(), centred, centred) is None, "that is the glasses"
+    continuous = np.random.default_rng(0).normal(size=len(maps))
+    only = np.zeros_like(maps)
+    only[:, 256 + 160 : 256 + 208] = continuous[:, None]
+    assert sharpened(continuous, at_chin.ravel(), only, only) is None
+
+
+def test_a_continuous_cause_stays_as_it_is() -> None:
+    random = np.random.default_rng(0)
+    brightness, glasses = random.normal(size=4000), random.choice([-1.0, 1.0], 4000)
+    maps = maps_of(np.stack([brightness, glasses, np.zeros(4000)], axis=1), (1.0, 1.0, 0.0))
+    odds = log_odds_of(maps)
+    found = find_causes(maps, np.stack([-odds, odds], axis=1), "softmax", 8, 0)
+    components = values(found, maps)
+    correlations = np.abs(np.corrcoef(np.stack([brightness, glasses]), components.T)[:2, 2:])
+    assert correlations.max(axis=1).min() > 0.98
+    assert [kinds is not None for kinds in found.kinds] == [bool(row.argmax()) for row in correlations.T]
+
+
+def test_two_kinds_are_the_means_of_a_mixture() -> None:
+    random = np.random.default_rng(0)
+    for share, apart, deviations in (
+        (0.5, 5.0, (1.0, 1.0)),
+        (0.95, 8.0, (1.0, 1.0)),
+        (0.67, 4.5, (1.2, 0.8)),
+    ):
+        low = random.normal(0, deviations[0], int(8000 * share))
+        high = random.normal(apart, deviations[1], 8000 - len(low))
+        kinds = two_kinds(np.concatenate([low, high]))
+        expected = GaussianMixture(2, n_init=3, random_state=0).fit(np.concatenate([low, high])[:, None])
+        assert kinds is not None
+        assert (kinds.low, kinds.high) == pytest.approx(np.sort(expected.means_.ravel()), abs=0.02)
+        distances = (kinds.parting - kinds.low) / (kinds.high - kinds.parting)
+        assert distances == pytest.approx(deviations[0] / deviations[1], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["gaussian", "flat", "skewed", "heavy tails", "three kinds", "too close", "too rare", "all the same"],
+)
+def test_no_two_kinds_where_there_is_no_valley(kind: str) -> None:
+    random = np.random.default_rng(0)
+    normal = random.normal(size=8000)
+    drawn = {
+        "gaussian": normal,
+        "flat": random.uniform(-1, 1, 8000),
+        "skewed": random.exponential(size=8000),
+        "heavy tails": random.standard_cauchy(8000),
+        "three kinds": normal + 6 * random.integers(0, 3, 8000),
+        "too close": normal + 2.5 * (random.random(8000) < 0.5),
+        "too rare": normal + 9 * (random.random(8000) < 0.008),
+        "all the same": np.ones(8000),
+    }
+    assert two_kinds(drawn[kind]) is None
+
+
+def test_what_is_told_of_two_kinds_has_mean_0_and_deviation_1() -> None:
+    random = np.random.default_rng(0)
+    there = random.random(4000) < 0.3
+    values = 3.0 * there + random.normal(0, 0.4, 4000)
+    kinds = two_kinds(values)
+    assert kinds is not None
+    told = told_apart(values, kinds)
+    assert (told.mean(), told.std()) == pytest.approx((0, 1))
+    assert np.corrcoef(told, there)[0, 1] > np.corrcoef(values, there)[0, 1] > 0.9
+    within = told[there].std() / (told[there].mean() - told[~there].mean())
+    assert within < 0.3 * values[there].std() / 3.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +22,9 @@ LARGEST = 64
 DEVIATION = 0.5
 """Standard deviation of a component over the training images: near that of the probability of a class."""
 
+CERTAINTY = 6.0
+"""Log-odds of its own kind in an image that stands where its kind does in the mean."""
+
 
 class Evidence(nn.Module):
     """Images [N, 3, R, R] → components [N, M] of the evidence that a classifier finds in them. Ours.
@@ -29,6 +34,12 @@ class Evidence(nn.Module):
     Brendel & Bethge 2019 (BagNet). So evidence of glasses lies on glasses and evidence of grey hair on hair,
     whatever the classifier itself computes. Components of these maps (`training.evidence` fits the student,
     `training.causes` finds them) then vary one by one: each is one thing that speaks for or against a class.
+
+    A component that comes in two kinds (glasses or none) is told as which of the two it is. What varies
+    within a kind is not the cause: evidence of glasses is a little stronger over some eyebrows than over
+    others, and whoever is told it learns to change the eyebrows along. Of such a component the values are
+    (tanh(λ / 2) - m) / d with λ = slope · (component - middle), the log-odds of its second kind; m and d make
+    it of mean 0 and deviation 0.5 as all the others. Where the slope is 0 a component is told as it is.
 
     Nothing in here is trained with the networks around it; all numbers are buffers.
 
@@ -41,6 +52,10 @@ class Evidence(nn.Module):
     head: Tensor
     mean: Tensor
     unmixing: Tensor
+    slope: Tensor
+    middle: Tensor
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, resolution: int, outputs: int, components: int) -> None:
         super().__init__()
@@ -54,6 +69,11 @@ class Evidence(nn.Module):
         self.register_buffer("head", torch.zeros(outputs, before, 1, 1))
         self.register_buffer("mean", torch.zeros(outputs * MAP_SIZE**2))
         self.register_buffer("unmixing", torch.zeros(components, outputs * MAP_SIZE**2))
+        self.register_buffer("slope", torch.zeros(components))
+        self.register_buffer("middle", torch.zeros(components))
+        self.register_buffer("centre", torch.zeros(components))
+        self.register_buffer("spread", torch.ones(components))
+        self.register_load_state_dict_pre_hook(_told_as_they_are)  # type: ignore[no-untyped-call]
 
     def maps(self, images: Tensor) -> Tensor:
         """Evidence at each place, [N, L, 16, 16], float32; its sum is the log-odds less their mean."""
@@ -65,13 +85,39 @@ class Evidence(nn.Module):
             small = F.relu(F.conv2d(small, weight.to(small.dtype), bias.to(small.dtype), padding=1))
         return at_least_float32(F.conv2d(small, self.head.to(small.dtype)))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def linear(self, images: Tensor) -> Tensor:
+        """Components [N, M] as they are, whatever they are told as."""
         return F.linear(self.maps(images).flatten(1) - self.mean, self.unmixing)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.linear(images)
+        leaning = self.slope * (found - self.middle)
+        return torch.where(self.slope > 0, (torch.tanh(leaning / 2) - self.centre) / self.spread, found)
+
+    def apart(self, images: Tensor, asked: Tensor) -> Tensor:
+        """How far the components of images are from those asked for, [N, M], 0 where they agree.
+
+        Squared differences in units of a component's deviation; of one that comes in two kinds the divergence
+        of which kind it is from which was asked for (as large where one kind was asked for and the other is
+        seen, and never without a slope there).
+        """
+        found = self.linear(images)
+        leaning = self.slope * (found - self.middle)
+        likely = ((asked * self.spread + self.centre + 1) / 2).clamp(0, 1)  # of the second kind
+        entropy = -(torch.xlogy(likely, likely) + torch.xlogy(1 - likely, 1 - likely))
+        divergence = F.binary_cross_entropy_with_logits(leaning, likely, reduction="none") - entropy
+        return torch.where(self.slope > 0, divergence, ((found - asked) / DEVIATION).square())
 
     @property
     def used(self) -> Tensor:
         """How many components were needed, the first ones; on the device of the others."""
         return (self.unmixing != 0).any(dim=1).sum()
+
+
+def _told_as_they_are(evidence: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any, **__: Any) -> None:
+    """Evidence that was stored before components came in two kinds has none that do."""
+    for name in ("slope", "middle", "centre", "spread"):
+        state.setdefault(prefix + name, torch.full_like(evidence.get_buffer(name), name == "spread"))
 
 
 def reduced(images: Tensor) -> Tensor:

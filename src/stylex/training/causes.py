@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from stylex.attfind.effects import Activation
 from stylex.errors import DataError
-from stylex.networks.evidence import MAP_SIZE
+from stylex.networks.evidence import CERTAINTY, MAP_SIZE
 from stylex.training.randomness import derive_seed
 
 PLACES = MAP_SIZE**2
@@ -43,12 +43,54 @@ AGREED, BETTER = 0.75, 0.1
 COHERENT = 0.5
 """Of a cause's evidence, how much is left of its absolute sum once places for and against have cancelled."""
 
-TOGETHER = 0.03
+TOGETHER = 0.4
 """Cosine of two components' squared maps from which on they act at the same places."""
+
+SEARCHES = 1.0, 1.5
+"""Principal components of the searches for candidates, as a multiple of the causes wanted at most."""
+
+LARGEST_SEARCH = 24
+"""Principal components up to which there is a second search, whose time grows with their third power."""
+
+WEAKEST = 0.05
+"""Share in the log-odds of a candidate; deviations, as `Causes.shares`."""
+
+ADDED = 0.01
+"""Of some class's log-odds, the share of the variance that a cause must account for beside the others."""
+
+PLACED = 0.05
+"""Of the largest squared weight of a component's map, from which on it acts at a place."""
+
+RIDGE = 0.01
+"""Of the mean variance of the evidence at a component's places, added when its kinds are told apart there."""
+
+SAME = 0.8
+"""Correlation of a component before and after its kinds were told apart, above which it is the same cause."""
+
+SHARPENED = 30
+"""Times that the kinds of a component are told apart, at most."""
+
+VALLEY = 0.5
+"""Values about where two kinds part, for each about the mean of one, up to which there are two."""
+
+STEPS = 300
+"""Of the search for two kinds, at most."""
+
+RAREST = 0.02
+"""Share of the images that a kind must have."""
 
 FloatArray = npt.NDArray[np.float64]
 
 _ANGLES = np.linspace(-np.pi / 4, np.pi / 4, 25, dtype=np.float32)[:, None]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Two kinds that values come in: both means, and where they part, as many deviations from either."""
+
+    low: float
+    parting: float
+    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +102,14 @@ class Causes:
         unmixing: [n, L · 256]; maps less their mean → causes of mean 0 and deviation 1 over the images.
         held: share of the variance of the maps' sums that the causes hold.
         shares: of each cause, its deviation over that of the sum, largest first.
+        kinds: of each cause the two kinds that it comes in, if it does.
     """
 
     mean: FloatArray
     unmixing: FloatArray
     held: float
     shares: tuple[float, ...]
+    kinds: tuple[Kinds | None, ...]
 
 
 def find_causes(
@@ -85,8 +129,13 @@ def find_causes(
     components are rotated to be independent and to lie at few places (see `separated`). Where the two
     contradict each other, causes may be free of each other but for the class that they decide; then they are
     taken over all images if that agrees better. Components whose evidence cancels over their places are
-    added to one that acts where they do. A cause speaks for the class that it moves most, of two for the
-    second. Ours.
+    added to the one that acts where they do.
+
+    What this finds are candidates, of searches among fewer and among more principal components. Most causes
+    come in two kinds, and `sharpened` then tells the kinds apart as well as the evidence at their places can;
+    wherever the search ended near a cause, that ends at the cause itself. Of all candidates those are taken,
+    one by one, that account for most of the log-odds beside the ones before, those of two kinds first; none
+    twice from the same places. A cause speaks for the class that it moves most, of two for the second. Ours.
 
     Args:
         maps: [N, L · 256], evidence at each place for each of L classes.
@@ -107,25 +156,112 @@ def find_causes(
     total = np.maximum(np.sqrt(sums.var(axis=0)), 1e-12)
     random = np.random.default_rng(derive_seed(seed, "causes"))
     within = _within(centred, _drawn_classes(log_odds, activation, random))
-    unmixing, agreement = _components(within, centred, summing, most, random, on_sweep)
-    if agreement < AGREED:
-        over_all, better = _components(centred, centred, summing, most, random, on_sweep)
-        if better > agreement + BETTER and len(over_all) >= len(unmixing):
-            unmixing = over_all
-    unmixing = _merged(unmixing, centred, summing)
-    components = centred @ unmixing.T
-    contributions = np.linalg.lstsq(components, sums, rcond=None)[0]  # [n, L], log-odds for each deviation
+    candidates: list[_Candidate] = []
+    for multiple in SEARCHES:
+        count = int(multiple * most)
+        if count > most and count > LARGEST_SEARCH:
+            break
+        unmixing, agreement = _components(within, centred, summing, count, random, on_sweep)
+        if agreement < AGREED:
+            over_all, better = _components(centred, centred, summing, count, random, on_sweep)
+            if better > agreement + BETTER and len(over_all) >= len(unmixing):
+                unmixing = over_all
+        candidates += _candidates(unmixing, within, centred, summing, on_sweep)
+    chosen = _chosen(candidates, sums / total, most)
+    told = np.stack([candidate.told for candidate in chosen], axis=1)
+    contributions = np.linalg.lstsq(told, sums, rcond=None)[0]  # [n, L], log-odds for each deviation
     shares = np.abs(contributions / total).max(axis=1)
     order = np.argsort(-shares, kind="stable")
     pair = activation == "softmax" and outputs == 2
     speaks_for = np.full(len(order), 1) if pair else np.abs(contributions).argmax(axis=1)
     sign = np.where(contributions[np.arange(len(order)), speaks_for] < 0, -1.0, 1.0)
+    kinds = [chosen[number].kinds for number in order]
     return Causes(
         mean,
-        (unmixing * sign[:, None])[order],
-        float(_held(sums, components @ contributions)),
+        np.stack([chosen[number].row * sign[number] for number in order]),
+        float(_held(sums, told @ contributions)),
         tuple(float(share) for share in shares[order]),
+        tuple(
+            each if each is None or sign[number] > 0 else Kinds(-each.high, -each.parting, -each.low)
+            for number, each in zip(order, kinds, strict=True)
+        ),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """What may be a cause.
+
+    Attributes:
+        row: [L · 256]; centred maps → values of deviation 1.
+        told: [N], values of mean 0 and deviation 1 as the generator is told them.
+        places: [256], where it acts, of length 1.
+        kinds: the two that the values come in, if they do.
+    """
+
+    row: FloatArray
+    told: FloatArray
+    places: FloatArray
+    kinds: Kinds | None
+
+
+def _candidates(
+    unmixing: FloatArray,
+    within: FloatArray,
+    centred: FloatArray,
+    summing: FloatArray,
+    on_sweep: Callable[[], None] | None,
+) -> list[_Candidate]:
+    """What the components of an unmixing matrix [n, L · 256] make of themselves: those that may be causes."""
+    unmixing, maps, coherent = _merged(unmixing, centred, summing)
+    components = centred @ unmixing.T
+    sums = centred @ summing
+    contributions = np.linalg.lstsq(components, sums, rcond=None)[0]
+    shares = np.abs(contributions / np.maximum(sums.std(axis=0), 1e-12)).max(axis=1)
+    found = []
+    for number, row in enumerate(unmixing):
+        if shares[number] < WEAKEST and shares[number] < shares.max():
+            continue
+        if on_sweep is not None:
+            on_sweep()
+        places = np.square(maps[number]).reshape(-1, PLACES).sum(axis=0)
+        length = max(float(np.linalg.norm(places)), 1e-12)
+        sharp = sharpened(components[:, number], places, within, centred)
+        if sharp is not None:
+            values = centred @ sharp[0]
+            found.append(_Candidate(sharp[0], told_apart(values, sharp[1]), places / length, sharp[1]))
+        elif coherent[number]:
+            found.append(_Candidate(row, components[:, number], places / length, None))
+    return found
+
+
+def _chosen(candidates: list[_Candidate], sums: FloatArray, most: int) -> list[_Candidate]:
+    """The candidates that account for sums [N, L] of deviation 1, at most so many and at least one.
+
+    Forward selection; what a candidate adds is found by what is left of it and of the sums beside the chosen.
+    """
+    chosen: list[_Candidate] = []
+    told = np.stack([candidate.told for candidate in candidates], axis=1)  # [N, n]
+    places = np.stack([candidate.places for candidate in candidates])
+    of_two_kinds = np.array([candidate.kinds is not None for candidate in candidates])
+    left = sums - sums.mean(axis=0)
+    free = np.ones(len(candidates), bool)
+    for allowed in (of_two_kinds, ~of_two_kinds):
+        while len(chosen) < most:
+            lengths = np.square(told).sum(axis=0)
+            usable = free & allowed & (lengths > 1e-9 * len(told))
+            gains = np.square(told.T @ left) / (np.maximum(lengths, 1e-12) * len(told))[:, None]  # [n, L]
+            best = int(np.where(usable, gains.sum(axis=1), -1.0).argmax())
+            if not usable[best] or gains[best].max() < ADDED:
+                break
+            chosen.append(candidates[best])
+            free &= places @ places[best] < TOGETHER
+            known = told[:, best] / lengths[best] ** 0.5
+            left -= np.outer(known, known @ left)
+            told -= np.outer(known, known @ told)
+    if not chosen:
+        chosen = [candidates[int(np.square(told.T @ left).sum(axis=1).argmax())]]
+    return chosen
 
 
 def _components(
@@ -288,30 +424,168 @@ def _held(sums: FloatArray, by: FloatArray) -> float:
     return 1 - float((sums - by).var(axis=0).sum() / max(sums.var(axis=0).sum(), 1e-12))
 
 
-def _merged(unmixing: FloatArray, centred: FloatArray, summing: FloatArray) -> FloatArray:
+def _merged(
+    unmixing: FloatArray, centred: FloatArray, summing: FloatArray
+) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
     """Rows of an unmixing matrix [n, L · 256], those that are no cause of their own added to another.
 
     What raises the log-odds raises them at every place where it can be seen. A component whose places speak
-    for and against alike corrects another instead (more grey hair is seen where hair is long); it goes to the
-    one that acts at the same places, if there is one. So weighted, parts of one cause sum to its log-odds.
-    The components of the rows that come and go have deviation 1 over all images.
+    for and against alike corrects another instead (more grey hair is seen where hair is long), or is one half
+    of a cause that came in two; it goes to the one that acts most at the same places, weighted by its
+    log-odds, so that the parts of one cause sum to its own. One after the other, until those that are left
+    act elsewhere.
+
+    Returns:
+        The rows, of deviation 1 over all images, their maps [n, L · 256], and whether each is coherent.
     """
-    components = centred @ unmixing.T
-    mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
-    contributions = mixing @ summing  # [n, L]
-    largest = np.abs(contributions).argmax(axis=1)
-    maps = mixing.reshape(len(mixing), -1, PLACES)[np.arange(len(mixing)), largest]  # [n, 256]
-    coherence = np.abs(maps.sum(axis=1)) / np.maximum(np.abs(maps).sum(axis=1), 1e-12)
-    strength = np.linalg.norm(contributions, axis=1)
-    coherent = (coherence >= COHERENT) | (strength == strength.max())
-    places = maps**2 / np.maximum(np.linalg.norm(maps**2, axis=1, keepdims=True), 1e-12)
-    overlap = np.where(coherent, places @ places.T, 0.0)
-    target = np.where(
-        ~coherent & (overlap.max(axis=1) >= TOGETHER), overlap.argmax(axis=1), np.arange(len(maps))
+    while True:
+        components = centred @ unmixing.T
+        mixing = np.linalg.lstsq(components, centred, rcond=None)[0]
+        contributions = mixing @ summing  # [n, L]
+        largest = np.abs(contributions).argmax(axis=1)
+        maps = mixing.reshape(len(mixing), -1, PLACES)[np.arange(len(mixing)), largest]  # [n, 256]
+        coherence = np.abs(maps.sum(axis=1)) / np.maximum(np.abs(maps).sum(axis=1), 1e-12)
+        strength = np.linalg.norm(contributions, axis=1)
+        coherent: npt.NDArray[np.bool_] = (coherence >= COHERENT) | (strength == strength.max())
+        places = maps**2 / np.maximum(np.linalg.norm(maps**2, axis=1, keepdims=True), 1e-12)
+        overlap = places @ places.T
+        np.fill_diagonal(overlap, 0)
+        overlap[coherent] = 0
+        one, other = np.unravel_index(overlap.argmax(), overlap.shape)
+        if overlap[one, other] < TOGETHER:
+            return unmixing, np.asarray(mixing), np.asarray(coherent)
+        pair = np.array([one, other])
+        stronger = contributions[pair[strength[pair].argmax()]]
+        weights = contributions[pair] @ stronger / max(float(np.linalg.norm(stronger)), 1e-12)
+        weights[weights == 0] = 1e-12  # what adds nothing to any log-odds is still a component
+        row = weights @ unmixing[pair]
+        row /= max(float((centred @ row).std()), 1e-12)
+        unmixing = np.vstack([np.delete(unmixing, pair, axis=0), row])
+
+
+def sharpened(
+    component: FloatArray, places: FloatArray, within: FloatArray, centred: FloatArray
+) -> tuple[FloatArray, Kinds] | None:
+    """The row [L · 256] that tells two kinds of a component apart best by the evidence at its places.
+
+    A component found among few principal components holds a cause and a little of what else varies there.
+    Where it comes in two kinds, a mixture of two Gaussians says of every image which one it is likely of, and
+    linear discriminant analysis (Fisher 1936), of the evidence at the component's places within classes,
+    finds what tells those apart; of its values the kinds are asked again, until nothing moves. That is
+    FastICA's fixed point (Hyvärinen 1999, equation 20) with the tanh of a mixture and few places in place of
+    few components, and a step of expectation maximisation. Ours.
+
+    Args:
+        component: [N], deviation 1.
+        places: [256], its squared map.
+        within: [N, L · 256], the maps within classes, see `find_causes`.
+        centred: [N, L · 256], the maps less their mean.
+
+    Returns:
+        The row, whose values have deviation 1 over all images, and their kinds; None where the values do not
+        come in two, or have become another cause's.
+    """
+    acting = np.flatnonzero(places >= PLACED * places.max())
+    columns = np.concatenate([acting + start for start in range(0, centred.shape[1], PLACES)])
+    here, varying = centred[:, columns], within[:, columns]
+    covariance = varying.T @ varying / len(varying)
+    covariance += (RIDGE * np.trace(covariance) / len(columns) + 1e-24) * np.eye(len(columns))
+    values = component
+    mixture = _mixture(values)
+    for _ in range(SHARPENED):
+        told = told_apart(values, _kinds_of(mixture))
+        weights = np.linalg.solve(covariance, varying.T @ told / len(told))
+        after = here @ weights
+        deviation = float(after.std())
+        if deviation < 1e-12:
+            return None
+        weights /= deviation
+        before, values = values, after / deviation
+        mixture = _mixture(values, mixture)
+        if np.corrcoef(before, values)[0, 1] > 1 - 1e-4:
+            break
+    kinds = two_kinds(values)
+    if kinds is None or np.corrcoef(component, values)[0, 1] < SAME:
+        return None
+    row = np.zeros(centred.shape[1])
+    row[columns] = weights
+    return row, kinds
+
+
+def told_apart(values: FloatArray, kinds: Kinds) -> FloatArray:
+    """Which of two kinds values [N] are of, as the generator is told; mean 0 and deviation 1."""
+    told = np.tanh(CERTAINTY * (values - kinds.parting) / max(kinds.high - kinds.low, 1e-12))
+    told -= told.mean()
+    return told / max(float(told.std()), 1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class _Mixture:
+    """Of two Gaussians, the lower first: log-likelihood of the values, shares, means and deviations [2]."""
+
+    likelihood: float
+    shares: FloatArray
+    means: FloatArray
+    deviations: FloatArray
+
+
+def two_kinds(values: FloatArray) -> Kinds | None:
+    """The two kinds that values [N] come in; None where they do not.
+
+    A mixture of two Gaussians by expectation maximisation (Dempster, Laird & Rubin 1977), the likeliest from
+    several first splits. Two overlapping ones describe a skewed or a flat distribution as well; so what
+    counts is the valley: of the values themselves, not of the mixture, at most half as many where the kinds
+    part as about the mean of the kind that has fewer there. Ours.
+    """
+    if np.ptp(values) == 0:
+        return None
+    mixture = _mixture(values)
+    kinds = _kinds_of(mixture)
+    near = 0.1 * (kinds.high - kinds.low)
+    at_low, between, at_high = (
+        (np.abs(values - place) <= near).sum() for place in (kinds.low, kinds.parting, kinds.high)
     )
-    causes = np.unique(target)
-    weights = (contributions * contributions[target]).sum(axis=1) / np.maximum(strength[target], 1e-12)
-    weights[weights == 0] = 1e-12  # what adds nothing to any log-odds is still a component
-    merged = np.stack([weights[target == cause] @ unmixing[target == cause] for cause in causes])
-    scaled: FloatArray = merged / (centred @ merged.T).std(axis=0)[:, None]
-    return scaled
+    if mixture.shares.min() < RAREST or between > VALLEY * min(at_low, at_high):
+        return None
+    return kinds
+
+
+def _kinds_of(mixture: _Mixture) -> Kinds:
+    low, high = mixture.means
+    parting = mixture.means @ mixture.deviations[::-1] / mixture.deviations.sum()
+    return Kinds(float(low), float(parting), float(high))
+
+
+def _mixture(values: FloatArray, near: _Mixture | None = None) -> _Mixture:
+    """The likeliest of several first splits of values [N], or the one that lies near another."""
+    if near is not None:
+        return _expected(values, _belonging(values, near)[0])
+    below = [values < np.quantile(values, share) for share in (0.05, 0.2, 0.5, 0.8, 0.95)]
+    found = [_expected(values, np.stack([split, ~split]).astype(np.float64)) for split in below]
+    return max(found, key=lambda each: each.likelihood)
+
+
+def _expected(values: FloatArray, belongs: FloatArray) -> _Mixture:
+    """Expectation maximisation for values [N] that belong to two Gaussians as much as [2, N] says."""
+    smallest = max(1e-3 * float(values.std()), 1e-12)
+    before, step = -np.inf, 0
+    while True:
+        step += 1
+        weights = belongs.sum(axis=1) + 1e-9
+        means = belongs @ values / weights
+        variances = (belongs * np.square(values - means[:, None])).sum(axis=1) / weights
+        order = np.argsort(means)
+        deviations = np.maximum(np.sqrt(variances), smallest)
+        mixture = _Mixture(0.0, (weights / weights.sum())[order], means[order], deviations[order])
+        belongs, likelihood = _belonging(values, mixture)
+        if likelihood - before < 1e-6 * len(values) or step == STEPS:
+            return replace(mixture, likelihood=likelihood)
+        before = likelihood
+
+
+def _belonging(values: FloatArray, mixture: _Mixture) -> tuple[FloatArray, float]:
+    """How much values [N] belong to the two of a mixture, [2, N]; their log-likelihood."""
+    distances = (values - mixture.means[:, None]) / mixture.deviations[:, None]
+    logs = np.log(mixture.shares / mixture.deviations)[:, None] - np.square(distances) / 2
+    whole = np.logaddexp(*logs)
+    return np.exp(logs - whole), float(whole.sum())

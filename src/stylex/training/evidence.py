@@ -19,7 +19,16 @@ from stylex.classifiers.architectures import Block
 from stylex.data import ImageSet
 from stylex.errors import DataError
 from stylex.hardware import Hardware, place
-from stylex.networks.evidence import DEVIATION, LARGEST, MAP_SIZE, WIDTHS, Evidence, halvings, reduced
+from stylex.networks.evidence import (
+    CERTAINTY,
+    DEVIATION,
+    LARGEST,
+    MAP_SIZE,
+    WIDTHS,
+    Evidence,
+    halvings,
+    reduced,
+)
 from stylex.training.causes import Causes, find_causes
 from stylex.training.randomness import derive_seed
 
@@ -54,11 +63,14 @@ class EvidenceFit:
         explained: share of the variance of the log-odds that the student accounts for, on held-out images.
         held: share of the student's variance that the components hold.
         shares: of each component in use, its deviation over that of the student's log-odds, largest first.
+        kinds: of each, whether it comes in two kinds and is told as which of them it is; nothing for
+            evidence that was found before this was asked.
     """
 
     explained: float
     held: float
     shares: tuple[float, ...]
+    kinds: tuple[bool, ...] = ()
 
     @property
     def accounted(self) -> float:
@@ -66,7 +78,11 @@ class EvidenceFit:
         return max(0.0, self.explained * self.held)
 
     def __str__(self) -> str:
-        shares = ", ".join(f"{share:.2f}" for share in self.shares)
+        kinds = self.kinds or (False,) * len(self.shares)
+        shares = ", ".join(
+            f"{share:.2f} (of two kinds)" if two else f"{share:.2f}"
+            for share, two in zip(self.shares, kinds, strict=True)
+        )
         words = (
             f"local evidence accounts for {100 * self.accounted:.1f} % of the classifier's log-odds; "
             f"{len(self.shares)} components, their shares {shares}"
@@ -85,7 +101,9 @@ class EvidenceFit:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> EvidenceFit:
         """The inverse of `to_json`."""
-        return cls(content["explained"], content["held"], tuple(content["shares"]))
+        return cls(
+            content["explained"], content["held"], tuple(content["shares"]), tuple(content.get("kinds", ()))
+        )
 
 
 def fit_evidence(
@@ -101,7 +119,8 @@ def fit_evidence(
     """Set every number of `evidence` from training images and what a classifier says of them.
 
     The student is trained on the squared error of the standardised log-odds; `find_causes` takes its maps
-    apart into at most `evidence.components` causes, which get mean 0 and deviation 0.5. Same images,
+    apart into at most `evidence.components` causes, which get mean 0 and deviation 0.5, those that come in two
+    kinds as which of the two. Same images,
     classifier and seed, same numbers, as far as the device's convolutions repeat themselves.
 
     Args:
@@ -147,9 +166,10 @@ def fit_evidence(
         seed,
         lambda: progress(len(chosen), max(0, seen - 1)),
     )
-    _set(evidence, causes)
+    _set(evidence, causes, small.select(looked_at), hardware)
     progress(len(chosen), seen)
-    return EvidenceFit(explained, causes.held, causes.shares)
+    kinds = tuple(each is not None for each in causes.kinds)
+    return EvidenceFit(explained, causes.held, causes.shares, kinds)
 
 
 def time_evidence(
@@ -161,7 +181,7 @@ def time_evidence(
 ) -> tuple[float, float]:
     """What `fit_evidence` takes here: seconds an image to ask about, and seconds an image to learn from.
 
-    Left out is the search for causes: about 4 s of a core for two classes, one to three minutes for ten.
+    Left out is the search for causes: about 12 s of a core for two classes, minutes for ten.
     """
     few = images.select(range(min(8, len(images))))
     begin = clock()
@@ -313,9 +333,21 @@ def _maps(
 
 
 @torch.no_grad()
-def _set(evidence: Evidence, causes: Causes) -> None:
+def _set(evidence: Evidence, causes: Causes, images: ImageSet, hardware: Hardware) -> None:
+    """Give `evidence` its causes; what those that come in two kinds are told as has deviation 0.5 too."""
+    used = len(causes.shares)
     evidence.mean.copy_(torch.from_numpy(causes.mean))
     evidence.unmixing.zero_()
-    evidence.unmixing[: len(causes.shares)] = torch.from_numpy(causes.unmixing * DEVIATION).to(
-        evidence.unmixing
-    )
+    evidence.unmixing[:used] = torch.from_numpy(causes.unmixing * DEVIATION).to(evidence.unmixing)
+    for name, value in (("slope", 0.0), ("middle", 0.0), ("centre", 0.0), ("spread", 1.0)):
+        evidence.get_buffer(name).fill_(value)
+    for number, kinds in enumerate(causes.kinds):
+        if kinds is not None:
+            evidence.middle[number] = kinds.parting * DEVIATION
+            evidence.slope[number] = 2 * CERTAINTY / ((kinds.high - kinds.low) * DEVIATION)
+    bent = evidence.slope > 0
+    if bool(bent.any()):
+        parts = _parts(np.arange(len(images)), images)
+        told = torch.cat([evidence(images.batch(part).to(hardware.device)) for part in parts])
+        evidence.centre[bent] = told.mean(dim=0)[bent]
+        evidence.spread[bent] = told.std(dim=0, unbiased=False)[bent] / DEVIATION

@@ -17,7 +17,6 @@ from stylex.conditions import told
 from stylex.config import Recipe, StepKind
 from stylex.networks import Networks, conditional_score
 from stylex.networks.convolution import second_order
-from stylex.networks.evidence import DEVIATION
 from stylex.parallel import ALONE, World, path_length_images
 from stylex.perceptual import ClassifierDistance, feature_distance
 from stylex.stylespace import searchable_positions
@@ -311,8 +310,8 @@ class StylexLoss:
             encoder = self.networks.encoder
             assert encoder is not None
             assert encoder.evidence is not None
-            squared = (encoder.evidence(fake) - condition).square().sum(dim=1).mean()
-            apart = squared / (DEVIATION**2 * encoder.evidence.used.clamp_min(1))
+            apart = encoder.evidence.apart(fake, condition).sum(dim=1).mean()
+            apart = apart / encoder.evidence.used.clamp_min(1)
             batch.statistics[f"{batch.kind}/evidence"] = apart.detach()
             loss = loss + weights.evidence * apart
         if weights.latent_l1 > 0:
