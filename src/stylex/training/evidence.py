@@ -119,9 +119,9 @@ def fit_evidence(
     """Set every number of `evidence` from training images and what a classifier says of them.
 
     The student is trained on the squared error of the standardised log-odds; `find_causes` takes its maps
-    apart into at most `evidence.components` causes, which get mean 0 and deviation 0.5, those that come in two
-    kinds as which of the two. Same images,
-    classifier and seed, same numbers, as far as the device's convolutions repeat themselves.
+    apart into at most `evidence.components` causes, which get mean 0 and deviation 0.5, those that come in
+    two kinds as which of the two. Same images, classifier and seed, same numbers, as far as the device's
+    convolutions repeat themselves.
 
     Args:
         evidence: on the device of `hardware`.
