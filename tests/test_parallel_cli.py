@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -108,21 +109,65 @@ def stopped_at(errors: str) -> int:
     return int(said.split("stopped at step ")[1].split()[0])
 
 
-def test_a_training_on_two_devices_equals_one_by_one(home: Path) -> None:
-    """Told the class: ten steps of Adam show what rounding does to evidence (see `parallel_process`)."""
-    process = start(home, "two", *problems.BY_CLASS, launcher="--devices")
-    shown, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
+@pytest.fixture(scope="module")
+def one(home: Path) -> Path:
+    """A training by one process, told the class: of evidence, ten steps of Adam show what rounding does."""
+    alone(home, "one", *problems.BY_CLASS)
+    return home / "one"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def machines(home: Path, out: str, launcher: str) -> list[subprocess.Popen[str]]:
+    """The command of each of two machines with one process, which meet at a port of the first one."""
+    port = free_port()
+    found = []
+    for number in range(2):
+        command, variables = [sys.executable, "-m"], {}
+        if launcher == "torchrun":
+            command += ["torch.distributed.run", "--nnodes=2", f"--node-rank={number}", "--nproc-per-node=1"]
+            command += ["--master-addr=127.0.0.1", f"--master-port={port}", "-m"]
+        else:
+            variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(number)}
+        command += ["stylex", *arguments(home, out, *problems.BY_CLASS)]
+        command += [] if launcher == "torchrun" else ["--nodes", "2"]
+        found.append(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=ENVIRONMENT | variables,
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("launcher", ["--devices", "--nodes", "torchrun"])
+def test_a_training_on_two_devices_or_machines_equals_one_by_one(
+    home: Path, one: Path, launcher: str
+) -> None:
+    out = f"two by {launcher}"
+    if launcher == "--devices":
+        processes = [start(home, out, *problems.BY_CLASS, launcher=launcher)]
+    else:
+        processes = machines(home, out, launcher)
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), told[-1][1][-3000:]
+    shown, errors = ("".join(parts) for parts in zip(*told, strict=True))
     assert json.loads(shown)["images"] == 40  # printed once, by one process
     assert "2 processes" in errors
-    alone(home, "one", *problems.BY_CLASS)
-    one, two = (read_tensors(home / out / "model.safetensors")[0] for out in ("one", "two"))
-    assert one.keys() == two.keys()
-    for key, value in one.items():
+    alike, two = (read_tensors(path / "model.safetensors")[0] for path in (one, home / out))
+    assert alike.keys() == two.keys()
+    for key, value in alike.items():
         torch.testing.assert_close(
             two[key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
         )
-    lines = [(home / out / "metrics.jsonl").read_text().splitlines() for out in ("one", "two")]
+    lines = [(path / "metrics.jsonl").read_text().splitlines() for path in (one, home / out)]
     assert len(lines[0]) == len(lines[1])
     last = [json.loads(found[-1]) for found in lines]
     assert last[1]["encode/kl"] == pytest.approx(last[0]["encode/kl"], rel=1e-2)
