@@ -255,7 +255,7 @@ def test_there_is_a_cause_where_everything_cancels() -> None:
 
 
 def test_components_are_no_more_than_the_log_odds_need() -> None:
-    causes, log_odds = wizards()
+    causes, log_odds = wizards(2000)
     maps = maps_of(causes, (2.0, 2.0, 0.8))
     held = [find_causes(maps, log_odds, "softmax", most, 0).held for most in (1, 2, 3, 8)]
     assert all(after >= before - 1e-9 for before, after in pairwise(held))
@@ -268,7 +268,7 @@ def log_odds_of(maps: FloatArray) -> FloatArray:
     return 2 * (sums - sums.mean()) / sums.std()
 
 
-def coloured_beards(count: int = 4000) -> tuple[FloatArray, FloatArray, FloatArray]:
+def coloured_beards(count: int = 2000) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Maps [N, 512] where evidence of a beard is the fainter the fairer it is; beards, and glasses [N]."""
     random = np.random.default_rng(5)
     beard, glasses = random.choice([-1.0, 1.0], (2, count))
@@ -319,7 +319,7 @@ def test_sharpening_ends_at_the_cause_and_refuses_what_is_another() -> None:
     at_chin[10:13] = 1.0
     row = np.concatenate([np.zeros(256), at_chin.ravel()])
     start = centred @ row
-    found = sharpened(start / start.std(), at_chin.ravel(), centred, centred)
+    found = sharpened(start / start.std(), row, centred, centred)
     assert found is not None
     sharp = centred @ found[0]
     assert sharp.std() == pytest.approx(1)
@@ -329,11 +329,12 @@ def test_sharpening_ends_at_the_cause_and_refuses_what_is_another() -> None:
 
     at_eyes = np.zeros((MAP_SIZE, MAP_SIZE))
     at_eyes[4:6] = 1.0
-    assert sharpened(start / start.std(), at_eyes.ravel(), centred, centred) is None, "that is the glasses"
+    eyes = np.concatenate([np.zeros(256), at_eyes.ravel()])
+    assert sharpened(start / start.std(), eyes, centred, centred) is None, "that is the glasses"
     continuous = np.random.default_rng(0).normal(size=len(maps))
     only = np.zeros_like(maps)
     only[:, 256 + 160 : 256 + 208] = continuous[:, None]
-    assert sharpened(continuous, at_chin.ravel(), only, only) is None
+    assert sharpened(continuous, row, only, only) is None
 
 
 def test_a_continuous_cause_stays_as_it_is() -> None:
@@ -346,6 +347,82 @@ def test_a_continuous_cause_stays_as_it_is() -> None:
     correlations = np.abs(np.corrcoef(np.stack([brightness, glasses]), components.T)[:2, 2:])
     assert correlations.max(axis=1).min() > 0.98
     assert [kinds is not None for kinds in found.kinds] == [bool(row.argmax()) for row in correlations.T]
+
+
+@pytest.mark.parametrize("count", [500, 1000])
+def test_a_continuous_cause_of_few_images_is_not_taken_for_two_kinds(count: int) -> None:
+    """By as much evidence as there are images some halves of them are always told apart."""
+    random = np.random.default_rng(1)
+    cause = random.normal(size=count)
+    maps = random.normal(0, 0.3, (count, 2, MAP_SIZE, MAP_SIZE))
+    maps[:, 1, 2:10] += cause[:, None, None]
+    maps[:, 0] = random.normal(0, 0.3, (count, MAP_SIZE, MAP_SIZE)) - maps[:, 1]
+    found = find_causes(maps.reshape(count, -1), np.stack([-cause, cause], axis=1), "softmax", 4, 0)
+    assert found.kinds[0] is None
+    assert found.held > 0.95
+
+
+def test_causes_of_two_labels_may_lie_at_the_same_places() -> None:
+    random = np.random.default_rng(0)
+    causes = random.choice([-1.0, 1.0], (3000, 2))
+    maps = random.normal(0, 0.02, (3000, 2, MAP_SIZE, MAP_SIZE))
+    for label in range(2):
+        maps[:, label, 5:8] += causes[:, label, None, None]
+    found = find_causes(maps.reshape(3000, -1), 3 * causes, "sigmoid", 8, 0)
+    components = values(found, maps.reshape(3000, -1))
+    assert found.held > 0.98
+    for cause in causes.T:
+        assert explained(components, cause) > 0.98
+
+
+def test_causes_of_three_classes_may_lie_at_the_same_places() -> None:
+    """Hair of three colours, each of which speaks for a class."""
+    random = np.random.default_rng(0)
+    colour = random.integers(0, 4, 3000)
+    maps = random.normal(0, 0.02, (3000, 3, MAP_SIZE, MAP_SIZE))
+    for label in range(3):
+        maps[:, label, :4] += (colour == label)[:, None, None]
+    odds = np.where(np.eye(4, dtype=bool)[colour][:, :3], 1.5, -1.5)
+    found = find_causes(maps.reshape(3000, -1), odds, "softmax", 12, 0)
+    assert found.held > 0.95
+
+
+def test_a_strong_continuous_cause_is_not_lost_to_a_weak_one_of_two_kinds_beside_it() -> None:
+    random = np.random.default_rng(0)
+    cause, there = random.normal(size=4000), random.choice([-1.0, 1.0], 4000)
+    maps = random.normal(0, 0.02, (4000, 2, MAP_SIZE, MAP_SIZE))
+    maps[:, 1, :4] += cause[:, None, None]
+    maps[:, 1, 3:5] += 0.4 * there[:, None, None]
+    maps[:, 0] = -maps[:, 1]
+    maps = maps.reshape(4000, -1)
+    odds = log_odds_of(maps)
+    found = find_causes(maps, np.stack([-odds, odds], axis=1), "softmax", 8, 0)
+    assert found.held > 0.95
+    assert explained(values(found, maps), cause) > 0.95
+
+
+def test_how_much_values_are_of_a_kind_does_not_hang_on_how_wide_it_is() -> None:
+    """Nothing there, always alike, or something there, of any strength."""
+    random = np.random.default_rng(0)
+    there = random.random(8000) < 0.5
+    drawn = np.where(there, random.normal(8.0, 1.0, 8000), random.normal(0.0, 0.2, 8000))
+    kinds = two_kinds(drawn)
+    assert kinds is not None
+    assert kinds.leaning(np.array([kinds.low, kinds.parting, kinds.high])).tolist() == [-6, 0, 6]
+    assert kinds.parting == pytest.approx(8 / 6, rel=0.05)
+    likely = expit(kinds.leaning(drawn))
+    assert (likely[there].mean(), likely[~there].mean()) == pytest.approx((1, 0), abs=0.02)
+    turned = kinds.turned
+    np.testing.assert_allclose(turned.leaning(-drawn), -kinds.leaning(drawn))
+
+
+def test_kinds_of_very_different_width_are_still_two() -> None:
+    random = np.random.default_rng(0)
+    for narrow, gap in ((0.1, 12.0), (0.05, 20.0)):
+        drawn = np.concatenate([random.normal(0, narrow, 4000), random.normal(gap, 1, 4000)])
+        kinds = two_kinds(drawn)
+        assert kinds is not None
+        assert (kinds.low, kinds.high) == pytest.approx((0, gap), abs=0.1)
 
 
 def test_two_kinds_are_the_means_of_a_mixture() -> None:

@@ -311,7 +311,8 @@ def _two_kinds(slope: float = 12.0) -> Evidence:
     torch.nn.init.normal_(evidence.head, std=0.2)
     torch.nn.init.normal_(evidence.unmixing[:2])
     evidence.unmixing[:2] /= evidence.linear(torch.rand(64, 3, 32, 32) * 2 - 1)[:, :2].std(0)[:, None] * 2
-    evidence.slope[0], evidence.middle[0] = slope, evidence.linear(torch.zeros(1, 3, 32, 32))[0, 0]
+    evidence.middle[0] = evidence.linear(torch.zeros(1, 3, 32, 32))[0, 0]
+    evidence.below[0], evidence.above[0] = slope, 2 * slope
     evidence.centre[0], evidence.spread[0] = 0.25, 1.5
     return evidence
 
@@ -321,12 +322,14 @@ def test_one_of_two_kinds_is_told_and_the_others_as_they_are() -> None:
     images = torch.rand(8, 3, 32, 32) * 2 - 1
     linear, found = evidence.linear(images), evidence(images)
     torch.testing.assert_close(found[:, 1:], linear[:, 1:])
-    likely = torch.sigmoid(12.0 * (linear[:, 0] - evidence.middle[0]))
+    away = linear[:, 0] - evidence.middle[0]
+    assert bool((away < 0).any() and (away > 0).any())
+    likely = torch.sigmoid(torch.where(away < 0, 12.0 * away, 24.0 * away))
     torch.testing.assert_close(found[:, 0], (2 * likely - 1 - 0.25) / 1.5)
 
 
 def test_how_far_from_what_was_asked_is_a_divergence_of_kinds() -> None:
-    evidence = _two_kinds()
+    evidence = _two_kinds(slope=3.0)
     images = torch.rand(8, 3, 32, 32) * 2 - 1
     own = evidence(images)
     torch.testing.assert_close(evidence.apart(images, own), torch.zeros(8, 3), atol=1e-5, rtol=0)
@@ -360,7 +363,7 @@ def test_evidence_of_before_kinds_is_told_as_it_is(
     before = {
         key: value
         for key, value in evidence.state_dict().items()
-        if key not in ("slope", "middle", "centre", "spread")
+        if key not in ("middle", "below", "above", "centre", "spread")
     }
     holder = nn.ModuleDict({"evidence": Evidence(32, 2, 5)})
     holder.load_state_dict({f"evidence.{key}": value for key, value in before.items()})
@@ -369,3 +372,11 @@ def test_evidence_of_before_kinds_is_told_as_it_is(
     assert EvidenceFit.from_json({"explained": 1.0, "held": 1.0, "shares": [0.5, 0.25]}).kinds == ()
     assert EvidenceFit.from_json(fit.to_json()) == fit
     assert str(fit).count("(of two kinds)") == 2
+
+
+def test_a_component_is_turned_to_the_other_kind() -> None:
+    evidence = _two_kinds()
+    first, second = (-1 - 0.25) / 1.5, (1 - 0.25) / 1.5
+    told = torch.tensor([[first, 0.7, 0.0], [second, -0.1, 0.0]])
+    expected = torch.tensor([[second, -DEVIATION, DEVIATION], [first, DEVIATION, DEVIATION]])
+    torch.testing.assert_close(evidence.turned(told), expected)

@@ -223,7 +223,7 @@ def test_rows_of_evidence_turn_one_component_each(tmp_path: Path) -> None:
     assert (rows[2] != rows[1]).any()
     assert (rows[4] != rows[1]).any()
     turned = before.clone()
-    turned[:, 0] = torch.where(before[:, 0] > 0, -0.5, 0.5)
+    turned[:, 0] = torch.where(before[:, 0] > 0, -1.0, 1.0)  # the first comes in two kinds, which are ± 1
     with torch.no_grad():
         fake = generator(torch.cat([encoder(images), turned], dim=1))
     assert (rows[2] == to_grid([fake]).reshape(16, -1)).all()

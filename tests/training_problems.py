@@ -94,8 +94,10 @@ def some_evidence(encoder: Encoder | None) -> None:
     Until it is fitted all components are 0: what is told of an image would be the same for all.
     """
     if encoder is not None and encoder.evidence is not None:
-        for buffer in encoder.evidence.buffers():
-            buffer.normal_(std=0.1, generator=torch.Generator().manual_seed(buffer.numel()))
+        for name, buffer in encoder.evidence.named_buffers():
+            if name not in ("middle", "below", "above", "centre", "spread"):
+                buffer.normal_(std=0.1, generator=torch.Generator().manual_seed(buffer.numel()))
+        encoder.evidence.below[0], encoder.evidence.above[0] = 5.0, 8.0  # the first comes in two kinds
 
 
 def make_run(path: Path, name: str, assignments: Sequence[str] = (), *, resolution: int = RESOLUTION) -> Run:

@@ -23,7 +23,7 @@ DEVIATION = 0.5
 """Standard deviation of a component over the training images: near that of the probability of a class."""
 
 CERTAINTY = 6.0
-"""Log-odds of its own kind in an image that stands where its kind does in the mean."""
+"""Log-odds of its own kind that an image is given which stands where its kind does in the mean."""
 
 
 class Evidence(nn.Module):
@@ -38,8 +38,10 @@ class Evidence(nn.Module):
     A component that comes in two kinds (glasses or none) is told as which of the two it is. What varies
     within a kind is not the cause: evidence of glasses is a little stronger over some eyebrows than over
     others, and whoever is told it learns to change the eyebrows along. Of such a component the values are
-    (tanh(λ / 2) - m) / d with λ = slope · (component - middle), the log-odds of its second kind; m and d make
-    it of mean 0 and deviation 0.5 as all the others. Where the slope is 0 a component is told as it is.
+    (tanh(λ / 2) - m) / d with λ = slope · (component - middle), how much it is of its second kind: -6 at the
+    mean of the first and 6 at that of the second, with a slope `below` the middle and one `above` it; m
+    (`centre`) and d (`spread`) make it of mean 0 and deviation 0.5 as all the others. Where the slopes are 0
+    a component is told as it is.
 
     Nothing in here is trained with the networks around it; all numbers are buffers.
 
@@ -52,8 +54,9 @@ class Evidence(nn.Module):
     head: Tensor
     mean: Tensor
     unmixing: Tensor
-    slope: Tensor
     middle: Tensor
+    below: Tensor
+    above: Tensor
     centre: Tensor
     spread: Tensor
 
@@ -69,8 +72,9 @@ class Evidence(nn.Module):
         self.register_buffer("head", torch.zeros(outputs, before, 1, 1))
         self.register_buffer("mean", torch.zeros(outputs * MAP_SIZE**2))
         self.register_buffer("unmixing", torch.zeros(components, outputs * MAP_SIZE**2))
-        self.register_buffer("slope", torch.zeros(components))
         self.register_buffer("middle", torch.zeros(components))
+        self.register_buffer("below", torch.zeros(components))
+        self.register_buffer("above", torch.zeros(components))
         self.register_buffer("centre", torch.zeros(components))
         self.register_buffer("spread", torch.ones(components))
         self.register_load_state_dict_pre_hook(_told_as_they_are)  # type: ignore[no-untyped-call]
@@ -91,22 +95,39 @@ class Evidence(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         found = self.linear(images)
-        leaning = self.slope * (found - self.middle)
-        return torch.where(self.slope > 0, (torch.tanh(leaning / 2) - self.centre) / self.spread, found)
+        which = (torch.tanh(self._leaning(found) / 2) - self.centre) / self.spread
+        return torch.where(self.of_two_kinds, which, found)
+
+    @property
+    def of_two_kinds(self) -> Tensor:
+        """Whether a component is told as which of two kinds it is, [M]."""
+        return self.below > 0
+
+    def turned(self, told: Tensor) -> Tensor:
+        """What components [N, M] are told as where each is of the other kind, or as far on the other side."""
+        second = self.spread * told + self.centre > 0
+        other = (torch.where(second, -1.0, 1.0) - self.centre) / self.spread
+        return torch.where(self.of_two_kinds, other, torch.where(told > 0, -DEVIATION, DEVIATION))
+
+    def _leaning(self, linear: Tensor) -> Tensor:
+        """Log-odds of the second kind, of components that come in two."""
+        away = linear - self.middle
+        return away * torch.where(away < 0, self.below, self.above)
 
     def apart(self, images: Tensor, asked: Tensor) -> Tensor:
         """How far the components of images are from those asked for, [N, M], 0 where they agree.
 
         Squared differences in units of a component's deviation; of one that comes in two kinds the divergence
-        of which kind it is from which was asked for (as large where one kind was asked for and the other is
-        seen, and never without a slope there).
+        of which kind it is from which was asked for: near 6 where one is asked for and the other seen,
+        however rare either is (a squared difference is 4 where they are as frequent), and never without a
+        slope there.
         """
         found = self.linear(images)
-        leaning = self.slope * (found - self.middle)
+        leaning = self._leaning(found)
         likely = ((asked * self.spread + self.centre + 1) / 2).clamp(0, 1)  # of the second kind
         entropy = -(torch.xlogy(likely, likely) + torch.xlogy(1 - likely, 1 - likely))
         divergence = F.binary_cross_entropy_with_logits(leaning, likely, reduction="none") - entropy
-        return torch.where(self.slope > 0, divergence, ((found - asked) / DEVIATION).square())
+        return torch.where(self.of_two_kinds, divergence, ((found - asked) / DEVIATION).square())
 
     @property
     def used(self) -> Tensor:
@@ -116,7 +137,7 @@ class Evidence(nn.Module):
 
 def _told_as_they_are(evidence: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any, **__: Any) -> None:
     """Evidence that was stored before components came in two kinds has none that do."""
-    for name in ("slope", "middle", "centre", "spread"):
+    for name in ("middle", "below", "above", "centre", "spread"):
         state.setdefault(prefix + name, torch.full_like(evidence.get_buffer(name), name == "spread"))
 
 

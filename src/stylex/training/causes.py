@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit
 
 from stylex.attfind.effects import Activation
@@ -46,11 +47,11 @@ COHERENT = 0.5
 TOGETHER = 0.4
 """Cosine of two components' squared maps from which on they act at the same places."""
 
-SEARCHES = 1.0, 1.5
-"""Principal components of the searches for candidates, as a multiple of the causes wanted at most."""
+MORE = 1.5
+"""Principal components of the second search for candidates, for each of the first."""
 
 LARGEST_SEARCH = 24
-"""Principal components up to which there is a second search, whose time grows with their third power."""
+"""Principal components up to which there is a second search; its time grows with their third power."""
 
 WEAKEST = 0.05
 """Share in the log-odds of a candidate; deviations, as `Causes.shares`."""
@@ -58,11 +59,17 @@ WEAKEST = 0.05
 ADDED = 0.01
 """Of some class's log-odds, the share of the variance that a cause must account for beside the others."""
 
+ADDED_THERE = 0.05
+"""The same of a cause that acts where another does: less than that is what varies within the other."""
+
 PLACED = 0.05
 """Of the largest squared weight of a component's map, from which on it acts at a place."""
 
 RIDGE = 0.01
 """Of the mean variance of the evidence at a component's places, added when its kinds are told apart there."""
+
+AS_GOOD = 0.5
+"""Of what a component accounts for by itself, how much it must when told as which of two kinds it is."""
 
 SAME = 0.8
 """Correlation of a component before and after its kinds were told apart, above which it is the same cause."""
@@ -71,7 +78,11 @@ SHARPENED = 30
 """Times that the kinds of a component are told apart, at most."""
 
 VALLEY = 0.5
-"""Values about where two kinds part, for each about the mean of one, up to which there are two."""
+"""Values about some place between two means, for each about the mean that has fewer, up to which there are
+two kinds."""
+
+NEAR = 0.1
+"""How far about a place, as a share of the way from one mean to the other."""
 
 STEPS = 300
 """Of the search for two kinds, at most."""
@@ -91,6 +102,26 @@ class Kinds:
     low: float
     parting: float
     high: float
+
+    @property
+    def below(self) -> float:
+        """Slope of `leaning` below the parting."""
+        return CERTAINTY / max(self.parting - self.low, 1e-12)
+
+    @property
+    def above(self) -> float:
+        """Slope of `leaning` above the parting."""
+        return CERTAINTY / max(self.high - self.parting, 1e-12)
+
+    @property
+    def turned(self) -> Kinds:
+        """Of the same values with the other sign."""
+        return Kinds(-self.high, -self.parting, -self.low)
+
+    def leaning(self, values: FloatArray) -> FloatArray:
+        """How much values [N] are of the higher kind: `CERTAINTY` at its mean, minus that at the other's."""
+        away = values - self.parting
+        return away * np.where(away < 0, self.below, self.above)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +165,9 @@ def find_causes(
     What this finds are candidates, of searches among fewer and among more principal components. Most causes
     come in two kinds, and `sharpened` then tells the kinds apart as well as the evidence at their places can;
     wherever the search ended near a cause, that ends at the cause itself. Of all candidates those are taken,
-    one by one, that account for most of the log-odds beside the ones before, those of two kinds first; none
-    twice from the same places. A cause speaks for the class that it moves most, of two for the second. Ours.
+    one by one, that account for most of the log-odds beside the ones before, those of two kinds first; of
+    what acts where one of them does, only what accounts for much. A cause speaks for the class that it moves
+    most, of two for the second. Ours.
 
     Args:
         maps: [N, L · 256], evidence at each place for each of L classes.
@@ -156,17 +188,20 @@ def find_causes(
     total = np.maximum(np.sqrt(sums.var(axis=0)), 1e-12)
     random = np.random.default_rng(derive_seed(seed, "causes"))
     within = _within(centred, _drawn_classes(log_odds, activation, random))
-    candidates: list[_Candidate] = []
-    for multiple in SEARCHES:
-        count = int(multiple * most)
-        if count > most and count > LARGEST_SEARCH:
-            break
-        unmixing, agreement = _components(within, centred, summing, count, random, on_sweep)
+
+    def search(fewest: int, most: int) -> tuple[list[_Candidate], int]:
+        varying = within
+        unmixing, agreement = _components(varying, centred, summing, fewest, most, random, on_sweep)
         if agreement < AGREED:
-            over_all, better = _components(centred, centred, summing, count, random, on_sweep)
+            over_all, better = _components(centred, centred, summing, fewest, most, random, on_sweep)
             if better > agreement + BETTER and len(over_all) >= len(unmixing):
-                unmixing = over_all
-        candidates += _candidates(unmixing, within, centred, summing, on_sweep)
+                varying, unmixing = centred, over_all
+        return _candidates(unmixing, varying, centred, summing, on_sweep), len(unmixing)
+
+    candidates, count = search(1, most)
+    more = int(MORE * count)
+    if count < more <= LARGEST_SEARCH:
+        candidates += search(more, more)[0]
     chosen = _chosen(candidates, sums / total, most)
     told = np.stack([candidate.told for candidate in chosen], axis=1)
     contributions = np.linalg.lstsq(told, sums, rcond=None)[0]  # [n, L], log-odds for each deviation
@@ -182,7 +217,7 @@ def find_causes(
         float(_held(sums, told @ contributions)),
         tuple(float(share) for share in shares[order]),
         tuple(
-            each if each is None or sign[number] > 0 else Kinds(-each.high, -each.parting, -each.low)
+            each.turned if each is not None and sign[number] < 0 else each
             for number, each in zip(order, kinds, strict=True)
         ),
     )
@@ -195,7 +230,7 @@ class _Candidate:
     Attributes:
         row: [L · 256]; centred maps → values of deviation 1.
         told: [N], values of mean 0 and deviation 1 as the generator is told them.
-        places: [256], where it acts, of length 1.
+        places: [L · 256], how much it acts where and for which class, of length 1.
         kinds: the two that the values come in, if they do.
     """
 
@@ -220,42 +255,63 @@ def _candidates(
     shares = np.abs(contributions / np.maximum(sums.std(axis=0), 1e-12)).max(axis=1)
     found = []
     for number, row in enumerate(unmixing):
-        if shares[number] < WEAKEST and shares[number] < shares.max():
+        strongest = shares[number] == shares.max()
+        if shares[number] < WEAKEST and not strongest:
             continue
-        if on_sweep is not None:
-            on_sweep()
-        places = np.square(maps[number]).reshape(-1, PLACES).sum(axis=0)
+        component, places = components[:, number], np.square(maps[number])
         length = max(float(np.linalg.norm(places)), 1e-12)
-        sharp = sharpened(components[:, number], places, within, centred)
+        sharp = sharpened(component, places, within, centred, on_sweep)
         if sharp is not None:
-            values = centred @ sharp[0]
-            found.append(_Candidate(sharp[0], told_apart(values, sharp[1]), places / length, sharp[1]))
-        elif coherent[number]:
-            found.append(_Candidate(row, components[:, number], places / length, None))
+            told = told_apart(centred @ sharp[0], sharp[1])
+            if _accounted(told, sums) >= AS_GOOD * _accounted(component, sums):
+                found.append(_Candidate(sharp[0], told, places / length, sharp[1]))
+                continue
+        if coherent[number] or strongest:
+            found.append(_Candidate(row, component, places / length, None))
     return found
+
+
+def _accounted(values: FloatArray, sums: FloatArray) -> float:
+    """The largest share of the variance of some sum [N, L] that values [N] of deviation 1 account for."""
+    together = (values - values.mean()) @ (sums - sums.mean(axis=0)) / len(values)
+    return float((np.square(together) / np.maximum(sums.var(axis=0), 1e-24)).max())
 
 
 def _chosen(candidates: list[_Candidate], sums: FloatArray, most: int) -> list[_Candidate]:
     """The candidates that account for sums [N, L] of deviation 1, at most so many and at least one.
 
-    Forward selection; what a candidate adds is found by what is left of it and of the sums beside the chosen.
+    Taken one after the other; and from the beginning without the one that says least beside the others, while
+    that is too little, or they are too many.
     """
+    while True:
+        chosen = _taken(candidates, sums)
+        known = np.stack([candidate.told for candidate in chosen], axis=1)
+        inverse = np.linalg.pinv(known.T @ known / len(known))
+        lost = np.square(inverse @ known.T @ sums / len(known)) / np.diag(inverse)[:, None]  # [n, L]
+        least = int(lost.max(axis=1).argmin())
+        if len(chosen) == 1 or (len(chosen) <= most and lost[least].max() >= ADDED):
+            return chosen
+        candidates = [candidate for candidate in candidates if candidate is not chosen[least]]
+
+
+def _taken(candidates: list[_Candidate], sums: FloatArray) -> list[_Candidate]:
+    """Forward selection, by what is left of candidates and of sums [N, L] beside those already taken."""
     chosen: list[_Candidate] = []
     told = np.stack([candidate.told for candidate in candidates], axis=1)  # [N, n]
     places = np.stack([candidate.places for candidate in candidates])
     of_two_kinds = np.array([candidate.kinds is not None for candidate in candidates])
     left = sums - sums.mean(axis=0)
-    free = np.ones(len(candidates), bool)
+    needed = np.full(len(candidates), ADDED)
     for allowed in (of_two_kinds, ~of_two_kinds):
-        while len(chosen) < most:
+        while True:
             lengths = np.square(told).sum(axis=0)
-            usable = free & allowed & (lengths > 1e-9 * len(told))
             gains = np.square(told.T @ left) / (np.maximum(lengths, 1e-12) * len(told))[:, None]  # [n, L]
-            best = int(np.where(usable, gains.sum(axis=1), -1.0).argmax())
-            if not usable[best] or gains[best].max() < ADDED:
+            usable = allowed & (lengths > 1e-9 * len(told)) & (gains.max(axis=1) >= needed)
+            if not usable.any():
                 break
+            best = int(np.where(usable, gains.sum(axis=1), -1.0).argmax())
             chosen.append(candidates[best])
-            free &= places @ places[best] < TOGETHER
+            needed[places @ places[best] >= TOGETHER] = ADDED_THERE
             known = told[:, best] / lengths[best] ** 0.5
             left -= np.outer(known, known @ left)
             told -= np.outer(known, known @ told)
@@ -268,11 +324,15 @@ def _components(
     varying: FloatArray,
     centred: FloatArray,
     summing: FloatArray,
+    fewest: int,
     most: int,
     random: np.random.Generator,
     on_sweep: Callable[[], None] | None,
 ) -> tuple[FloatArray, float]:
-    """Unmixing [n, L · 256] into components of deviation 1, of what varies in `varying`; their agreement."""
+    """Unmixing [n, L · 256] into components of deviation 1, of what varies in `varying`; their agreement.
+
+    As many as the log-odds need, but no fewer and no more than asked for.
+    """
     sums = centred @ summing
     total = np.maximum(np.sqrt(sums.var(axis=0)), 1e-12)
     variances, axes = np.linalg.eigh(varying.T @ varying / len(varying))
@@ -281,7 +341,8 @@ def _components(
     if not most:
         raise DataError("local evidence is the same in all training images: there are no causes to find")
     moved = np.sqrt(variances[:most, None]) * (np.abs(axes[:, :most]).T @ summing) / total
-    for count in range(1 + int(np.flatnonzero(moved.max(axis=1) >= FELT).max(initial=0)), most + 1):
+    felt = 1 + int(np.flatnonzero(moved.max(axis=1) >= FELT).max(initial=0))
+    for count in range(max(felt, min(fewest, most)), most + 1):
         kept = axes[:, :count]
         if _held(sums, (centred @ kept) @ (kept.T @ summing)) >= HELD:
             break
@@ -464,7 +525,11 @@ def _merged(
 
 
 def sharpened(
-    component: FloatArray, places: FloatArray, within: FloatArray, centred: FloatArray
+    component: FloatArray,
+    places: FloatArray,
+    within: FloatArray,
+    centred: FloatArray,
+    on_sweep: Callable[[], None] | None = None,
 ) -> tuple[FloatArray, Kinds] | None:
     """The row [L · 256] that tells two kinds of a component apart best by the evidence at its places.
 
@@ -473,28 +538,52 @@ def sharpened(
     linear discriminant analysis (Fisher 1936), of the evidence at the component's places within classes,
     finds what tells those apart; of its values the kinds are asked again, until nothing moves. That is
     FastICA's fixed point (Hyvärinen 1999, equation 20) with the tanh of a mixture and few places in place of
-    few components, and a step of expectation maximisation. Ours.
+    few components, and a step of expectation maximisation. Whether there are two kinds is asked of images
+    that the discriminant was not made from: of few images, by much evidence, any two halves are told apart.
+    Ours.
 
     Args:
         component: [N], deviation 1.
-        places: [256], its squared map.
+        places: [L · 256], its squared map.
         within: [N, L · 256], the maps within classes, see `find_causes`.
         centred: [N, L · 256], the maps less their mean.
+        on_sweep: called before the kinds are told apart, each time; what it raises ends it.
 
     Returns:
         The row, whose values have deviation 1 over all images, and their kinds; None where the values do not
         come in two, or have become another cause's.
     """
-    acting = np.flatnonzero(places >= PLACED * places.max())
-    columns = np.concatenate([acting + start for start in range(0, centred.shape[1], PLACES)])
+    columns = np.flatnonzero(places >= PLACED * places.max())
     here, varying = centred[:, columns], within[:, columns]
+    seen, unseen = slice(0, None, 2), slice(1, None, 2)
+    tried = _fixed_point(component[seen], varying[seen], here[seen], on_sweep)
+    if tried is None or two_kinds(here[unseen] @ tried) is None:
+        return None
+    weights = _fixed_point(component, varying, here, on_sweep)
+    if weights is None:
+        return None
+    values = here @ weights
+    kinds = two_kinds(values)
+    if kinds is None or np.corrcoef(component, values)[0, 1] < SAME:
+        return None
+    row = np.zeros(centred.shape[1])
+    row[columns] = weights
+    return row, kinds
+
+
+def _fixed_point(
+    component: FloatArray, varying: FloatArray, here: FloatArray, on_sweep: Callable[[], None] | None
+) -> FloatArray | None:
+    """Weights [P] of evidence `here` [N, P], `varying` within classes, that tell kinds apart."""
     covariance = varying.T @ varying / len(varying)
-    covariance += (RIDGE * np.trace(covariance) / len(columns) + 1e-24) * np.eye(len(columns))
-    values = component
-    mixture = _mixture(values)
+    covariance += (RIDGE * np.trace(covariance) / len(covariance) + 1e-24) * np.eye(len(covariance))
+    factor = cho_factor(covariance)
+    values, mixture = component, _mixture(component)
     for _ in range(SHARPENED):
+        if on_sweep is not None:
+            on_sweep()
         told = told_apart(values, _kinds_of(mixture))
-        weights = np.linalg.solve(covariance, varying.T @ told / len(told))
+        weights: FloatArray = cho_solve(factor, varying.T @ told / len(told))
         after = here @ weights
         deviation = float(after.std())
         if deviation < 1e-12:
@@ -504,17 +593,12 @@ def sharpened(
         mixture = _mixture(values, mixture)
         if np.corrcoef(before, values)[0, 1] > 1 - 1e-4:
             break
-    kinds = two_kinds(values)
-    if kinds is None or np.corrcoef(component, values)[0, 1] < SAME:
-        return None
-    row = np.zeros(centred.shape[1])
-    row[columns] = weights
-    return row, kinds
+    return weights
 
 
 def told_apart(values: FloatArray, kinds: Kinds) -> FloatArray:
     """Which of two kinds values [N] are of, as the generator is told; mean 0 and deviation 1."""
-    told = np.tanh(CERTAINTY * (values - kinds.parting) / max(kinds.high - kinds.low, 1e-12))
+    told = np.tanh(kinds.leaning(values) / 2)
     told -= told.mean()
     return told / max(float(told.std()), 1e-12)
 
@@ -534,18 +618,19 @@ def two_kinds(values: FloatArray) -> Kinds | None:
 
     A mixture of two Gaussians by expectation maximisation (Dempster, Laird & Rubin 1977), the likeliest from
     several first splits. Two overlapping ones describe a skewed or a flat distribution as well; so what
-    counts is the valley: of the values themselves, not of the mixture, at most half as many where the kinds
-    part as about the mean of the kind that has fewer there. Ours.
+    counts is the valley: of the values themselves, not of the mixture, at most half as many about some place
+    between the means as about the mean that has fewer. Ours.
     """
     if np.ptp(values) == 0:
         return None
     mixture = _mixture(values)
     kinds = _kinds_of(mixture)
-    near = 0.1 * (kinds.high - kinds.low)
-    at_low, between, at_high = (
-        (np.abs(values - place) <= near).sum() for place in (kinds.low, kinds.parting, kinds.high)
-    )
-    if mixture.shares.min() < RAREST or between > VALLEY * min(at_low, at_high):
+    apart = kinds.high - kinds.low
+    counts = [
+        int((np.abs(values - kinds.low - share * apart) <= NEAR * apart).sum())
+        for share in np.linspace(0, 1, 21)
+    ]
+    if mixture.shares.min() < RAREST or min(counts) > VALLEY * min(counts[0], counts[-1]):
         return None
     return kinds
 

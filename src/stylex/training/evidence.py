@@ -19,16 +19,7 @@ from stylex.classifiers.architectures import Block
 from stylex.data import ImageSet
 from stylex.errors import DataError
 from stylex.hardware import Hardware, place
-from stylex.networks.evidence import (
-    CERTAINTY,
-    DEVIATION,
-    LARGEST,
-    MAP_SIZE,
-    WIDTHS,
-    Evidence,
-    halvings,
-    reduced,
-)
+from stylex.networks.evidence import DEVIATION, LARGEST, MAP_SIZE, WIDTHS, Evidence, halvings, reduced
 from stylex.training.causes import Causes, find_causes
 from stylex.training.randomness import derive_seed
 
@@ -158,15 +149,16 @@ def fit_evidence(
     _fold(student, evidence)
     order = np.random.default_rng(derive_seed(seed, "evidence maps")).permutation(len(small))
     looked_at = np.sort(order[:MOST_MAPS])
+    maps = _maps(evidence, small, looked_at, hardware)
     causes = find_causes(
-        _maps(evidence, small, looked_at, hardware),
+        maps,
         target[torch.from_numpy(looked_at).to(target.device)].cpu().double().numpy(),
         classifier.activation,
         evidence.components,
         seed,
         lambda: progress(len(chosen), max(0, seen - 1)),
     )
-    _set(evidence, causes, small.select(looked_at), hardware)
+    _set(evidence, causes, maps)
     progress(len(chosen), seen)
     kinds = tuple(each is not None for each in causes.kinds)
     return EvidenceFit(explained, causes.held, causes.shares, kinds)
@@ -333,21 +325,20 @@ def _maps(
 
 
 @torch.no_grad()
-def _set(evidence: Evidence, causes: Causes, images: ImageSet, hardware: Hardware) -> None:
-    """Give `evidence` its causes; what those that come in two kinds are told as has deviation 0.5 too."""
+def _set(evidence: Evidence, causes: Causes, maps: npt.NDArray[np.float64]) -> None:
+    """Give `evidence` the causes of maps [N, L · 256]; those of two kinds are told with deviation 0.5 too."""
     used = len(causes.shares)
     evidence.mean.copy_(torch.from_numpy(causes.mean))
     evidence.unmixing.zero_()
     evidence.unmixing[:used] = torch.from_numpy(causes.unmixing * DEVIATION).to(evidence.unmixing)
-    for name, value in (("slope", 0.0), ("middle", 0.0), ("centre", 0.0), ("spread", 1.0)):
-        evidence.get_buffer(name).fill_(value)
+    for name in ("middle", "below", "above", "centre", "spread"):
+        evidence.get_buffer(name).fill_(name == "spread")
     for number, kinds in enumerate(causes.kinds):
-        if kinds is not None:
-            evidence.middle[number] = kinds.parting * DEVIATION
-            evidence.slope[number] = 2 * CERTAINTY / ((kinds.high - kinds.low) * DEVIATION)
-    bent = evidence.slope > 0
-    if bool(bent.any()):
-        parts = _parts(np.arange(len(images)), images)
-        told = torch.cat([evidence(images.batch(part).to(hardware.device)) for part in parts])
-        evidence.centre[bent] = told.mean(dim=0)[bent]
-        evidence.spread[bent] = told.std(dim=0, unbiased=False)[bent] / DEVIATION
+        if kinds is None:
+            continue
+        evidence.middle[number] = kinds.parting * DEVIATION
+        evidence.below[number] = kinds.below / DEVIATION
+        evidence.above[number] = kinds.above / DEVIATION
+        told = np.tanh(kinds.leaning((maps - causes.mean) @ causes.unmixing[number]) / 2)
+        evidence.centre[number] = float(told.mean())
+        evidence.spread[number] = max(float(told.std()), 1e-12) / DEVIATION

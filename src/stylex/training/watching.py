@@ -20,7 +20,6 @@ from stylex.data import Dataset, ImageSet
 from stylex.errors import RunError
 from stylex.hardware import Hardware
 from stylex.networks import Encoder
-from stylex.networks.evidence import DEVIATION
 from stylex.run import Run, write_atomically
 from stylex.training.checkpoint import TrainingState
 from stylex.training.randomness import StepRandom
@@ -225,7 +224,7 @@ def _others(kind: str, condition: Tensor, encoder: Encoder) -> Iterator[Tensor]:
         assert encoder.evidence is not None
         for component in range(int(encoder.evidence.used)):
             turned = condition.clone()
-            turned[:, component] = -condition[:, component].sign() * DEVIATION
+            turned[:, component] = encoder.evidence.turned(condition)[:, component]
             yield turned
         return
     for target in range(condition.shape[1]):
