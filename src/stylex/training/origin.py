@@ -166,6 +166,7 @@ def adopt(networks: Networks, origin: Origin, classes: int, *, sums_to_one: bool
             before = origin.tensors["generator/affine_weight"].shape[1] - networks.generator.latent_features
         afresh = features > 0 and (evidence or features != classes)
         if name == "encoder":
+            found = {key: value for key, value in found.items() if not key.startswith("evidence.")}
             found |= {key: value for key, value in own.items() if key.startswith("evidence.")}
         if name == "generator" and afresh:
             key = "affine_weight"
