@@ -102,10 +102,13 @@ def odds(logits: Effects, target: int) -> Effects:
 
 
 def check_ranking(entries: list[dict[str, Any]], effects: Effects, reached: Effects) -> None:
-    """Attributes as JSON has them are the coordinates of the largest effects measured, best first.
+    """Attributes as JSON has them are the coordinates of the largest effects measured, picked best first.
 
-    With a limit that no image reaches, *subset* ranks by the mean of the effects above 0.
+    Those that repeat another are ranked after all that differ, whatever their effect. With a limit that no
+    image reaches, *subset* picks by the mean of the effects above 0.
     """
+    assert [entry["rank"] for entry in entries] == list(range(1, COUNT + 1))
+    entries = sorted(entries, key=lambda entry: entry["pick"])
     gains = np.maximum(effects, 0).mean(axis=0)
     picks = [(entry["direction"], entry["coordinate"]) for entry in entries]
     assert len({coordinate for _, coordinate in picks}) == len(picks) == COUNT
@@ -113,7 +116,7 @@ def check_ranking(entries: list[dict[str, Any]], effects: Effects, reached: Effe
     np.testing.assert_allclose([gains[pick] for pick in picks], best, atol=TOLERANCE)
     for rank, (entry, pick) in enumerate(zip(entries, picks, strict=True), 1):
         own = effects[:, *pick]
-        assert (entry["rank"], entry["images"]) == (rank, len(effects))
+        assert (entry["pick"], entry["images"]) == (rank, len(effects))
         assert entry["effect"] == pytest.approx(own.mean(), abs=TOLERANCE)
         assert entry["effect_std"] == pytest.approx(own.std(), abs=TOLERANCE)
         assert entry["flipped"] == pytest.approx(reached[:, *pick].mean())

@@ -13,12 +13,14 @@ import torch
 from scipy.special import rel_entr
 from scipy.stats import entropy
 from torch import Tensor, nn
+from torch.distributions import Bernoulli
 from torch.nn import functional as F
 
 import training_problems as problems
 from kernels import LargestKernel
 from stylex.config import Recipe, StepKind
 from stylex.networks import conditional_score
+from stylex.networks.evidence import Evidence
 from stylex.parallel import World
 from stylex.training.loop import Trainer
 from stylex.training.losses import Batch, StylexLoss, agreement, divergence, join
@@ -289,8 +291,7 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
                 assert scored is not None
                 evidence = networks.encoder.evidence
                 assert evidence is not None
-                apart = (networks.encoder.told(batch.fake) - scored)[:, : evidence.used]
-                values["evidence"] = apart.square().mean() / 0.25
+                values["evidence"] = evidence_apart(evidence, batch.fake, scored).mean()
             values["kl"] = torch.from_numpy(rel_entr(p.numpy(), q.numpy())).sum(dim=1).mean()
             again = networks.encoder(batch.fake) - networks.encoder.project(batch.fake)
             values["latent_l1"] = (again - w).abs().mean()
@@ -301,6 +302,18 @@ def term_by_term(trainer: Trainer, kind: StepKind) -> tuple[float, dict[str, flo
             values["perceptual"] = loss.perceptual(batch.fake, batch.images).mean()
     expected = {key: float(value) * getattr(weights, key) for key, value in values.items()}
     return total, expected, batch
+
+
+def evidence_apart(evidence: Evidence, images: Tensor, asked: Tensor) -> Tensor:
+    """Squared differences over their variance, and of components of two kinds divergences; those in use."""
+    found = evidence.linear(images)
+    away = found - evidence.middle
+    leaning = torch.where(away < 0, evidence.below * away, evidence.above * away)
+    wanted = ((asked * evidence.spread + evidence.centre + 1) / 2).clamp(1e-7, 1 - 1e-7)
+    surprise = wanted * F.softplus(-leaning) + (1 - wanted) * F.softplus(leaning)
+    divergence = surprise - Bernoulli(probs=wanted).entropy()
+    apart = torch.where(evidence.below > 0, divergence, (found - asked).square() / 0.25)
+    return apart[:, : int(evidence.used)]
 
 
 @pytest.mark.parametrize("name", ["fast", "evidence"])

@@ -213,6 +213,8 @@ def test_rows_of_evidence_turn_one_component_each(tmp_path: Path) -> None:
     generator, encoder = trainer.state.averages["generator"], trainer.state.averages["encoder"]
     assert isinstance(encoder, Encoder)
     problems.some_evidence(encoder)
+    assert encoder.evidence is not None
+    encoder.evidence.below[0], encoder.evidence.above[0] = 5.0, 8.0  # the first comes in two kinds
     images = trainer.watch.batch(range(3))
     before = encoder.told(images)
     generator.affine_weight.data[:, -2] = 0.0  # type: ignore[union-attr, operator]
@@ -223,7 +225,7 @@ def test_rows_of_evidence_turn_one_component_each(tmp_path: Path) -> None:
     assert (rows[2] != rows[1]).any()
     assert (rows[4] != rows[1]).any()
     turned = before.clone()
-    turned[:, 0] = torch.where(before[:, 0] > 0, -1.0, 1.0)  # the first comes in two kinds, which are ± 1
+    turned[:, 0] = torch.where(before[:, 0] > 0, -1.0, 1.0)  # the kinds are ± 1
     with torch.no_grad():
         fake = generator(torch.cat([encoder(images), turned], dim=1))
     assert (rows[2] == to_grid([fake]).reshape(16, -1)).all()

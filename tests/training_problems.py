@@ -97,7 +97,6 @@ def some_evidence(encoder: Encoder | None) -> None:
         for name, buffer in encoder.evidence.named_buffers():
             if name not in ("middle", "below", "above", "centre", "spread"):
                 buffer.normal_(std=0.1, generator=torch.Generator().manual_seed(buffer.numel()))
-        encoder.evidence.below[0], encoder.evidence.above[0] = 5.0, 8.0  # the first comes in two kinds
 
 
 def make_run(path: Path, name: str, assignments: Sequence[str] = (), *, resolution: int = RESOLUTION) -> Run:
