@@ -15,7 +15,10 @@ from sklearn.mixture import GaussianMixture
 from stylex.errors import DataError
 from stylex.networks.evidence import MAP_SIZE
 from stylex.training import causes as finding
-from stylex.training.causes import Causes, find_causes, separated, sharpened, told_apart, two_kinds
+from stylex.training import separation
+from stylex.training.causes import Causes, find_causes, sharpened
+from stylex.training.kinds import told_apart, two_kinds
+from stylex.training.separation import separated
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -136,15 +139,15 @@ def test_pairs_that_nothing_moved_are_not_tried_again(monkeypatch: pytest.Monkey
     random = np.random.default_rng(0)
     white = random.normal(size=(4000, 6))
     tried: list[bool] = []
-    turn = finding._best_turn
+    turn = separation._best_turn
 
     def counting(*arguments: Any) -> Any:
         found = turn(*arguments)
         tried.append(found is not None)
         return found
 
-    monkeypatch.setattr(finding, "_best_turn", counting)
-    finding._searched(white, np.eye(6), (1.0, 0.0), None, None)
+    monkeypatch.setattr(separation, "_best_turn", counting)
+    separation._searched(white, np.eye(6), (1.0, 0.0), None, None)
     assert not any(tried[-5:]), "ended where nothing turns any more"
     assert sum(tried) > 0
     assert len(tried) <= 15 + 9 * sum(tried), "each turn of two of six makes nine pairs new at most"

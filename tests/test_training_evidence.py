@@ -18,7 +18,7 @@ from stylex.data.images import ImageSet
 from stylex.errors import ConfigError, DataError, Stopped
 from stylex.hardware import choose
 from stylex.networks import build
-from stylex.networks.evidence import DEVIATION, MAP_SIZE, Evidence, halvings
+from stylex.networks.evidence import DEVIATION, MAP_SIZE, TOLD, Evidence, halvings
 from stylex.run import read_json
 from stylex.training import evidence as fitting
 from stylex.training.evidence import FAIR, EvidenceFit, fit_evidence, time_evidence
@@ -360,11 +360,7 @@ def test_evidence_of_before_kinds_is_told_as_it_is(
     fitted: tuple[Evidence, EvidenceFit, ImageSet, np.ndarray],
 ) -> None:
     evidence, fit, images, _ = fitted
-    before = {
-        key: value
-        for key, value in evidence.state_dict().items()
-        if key not in ("middle", "below", "above", "centre", "spread")
-    }
+    before = {key: value for key, value in evidence.state_dict().items() if key not in TOLD}
     holder = nn.ModuleDict({"evidence": Evidence(32, 2, 5)})
     holder.load_state_dict({f"evidence.{key}": value for key, value in before.items()})
     batch = images.batch(range(4))

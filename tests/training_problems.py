@@ -15,6 +15,7 @@ from stylex.config import Recipe, RunConfig, load_recipe
 from stylex.data.images import ImageSet
 from stylex.hardware import Hardware
 from stylex.networks import Encoder
+from stylex.networks.evidence import TOLD
 from stylex.run import Run
 from stylex.training.loop import Trainer, TrainingResult, train
 
@@ -95,7 +96,7 @@ def some_evidence(encoder: Encoder | None) -> None:
     """
     if encoder is not None and encoder.evidence is not None:
         for name, buffer in encoder.evidence.named_buffers():
-            if name not in ("middle", "below", "above", "centre", "spread"):
+            if name not in TOLD:
                 buffer.normal_(std=0.1, generator=torch.Generator().manual_seed(buffer.numel()))
 
 

@@ -25,6 +25,9 @@ DEVIATION = 0.5
 CERTAINTY = 6.0
 """Log-odds of its own kind that an image is given which stands where its kind does in the mean."""
 
+TOLD = ("middle", "below", "above", "centre", "spread")
+"""Buffers [M] that say what components are told as; 0, and a spread of 1, where that is what they are."""
+
 
 class Evidence(nn.Module):
     """Images [N, 3, R, R] → components [N, M] of the evidence that a classifier finds in them. Ours.
@@ -72,11 +75,8 @@ class Evidence(nn.Module):
         self.register_buffer("head", torch.zeros(outputs, before, 1, 1))
         self.register_buffer("mean", torch.zeros(outputs * MAP_SIZE**2))
         self.register_buffer("unmixing", torch.zeros(components, outputs * MAP_SIZE**2))
-        self.register_buffer("middle", torch.zeros(components))
-        self.register_buffer("below", torch.zeros(components))
-        self.register_buffer("above", torch.zeros(components))
-        self.register_buffer("centre", torch.zeros(components))
-        self.register_buffer("spread", torch.ones(components))
+        for name in TOLD:
+            self.register_buffer(name, torch.full((components,), float(name == "spread")))
         self.register_load_state_dict_pre_hook(_told_as_they_are)  # type: ignore[no-untyped-call]
 
     def maps(self, images: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Evidence(nn.Module):
 
 def _told_as_they_are(evidence: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any, **__: Any) -> None:
     """Evidence that was stored before components came in two kinds has none that do."""
-    for name in ("middle", "below", "above", "centre", "spread"):
+    for name in TOLD:
         state.setdefault(prefix + name, torch.full_like(evidence.get_buffer(name), name == "spread"))
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +12,10 @@ from scipy.special import expit
 
 from stylex.attfind.effects import Activation
 from stylex.errors import DataError
-from stylex.networks.evidence import CERTAINTY, MAP_SIZE
+from stylex.networks.evidence import MAP_SIZE
+from stylex.training.kinds import Kinds, mixture_of, told_apart, two_kinds
 from stylex.training.randomness import derive_seed
+from stylex.training.separation import separated
 
 PLACES = MAP_SIZE**2
 
@@ -25,18 +26,8 @@ FELT = 0.1
 """Share of the log-odds' deviation that a principal component moves, before places for and against cancel,
 from which on it is taken too: the sum of two causes can hold all the log-odds, their difference nothing."""
 
-STARTS = 4
-"""Of the search for the rotation that separates causes; of the searches for what it is measured by, half. Of
-more than a dozen components half as many."""
-
 SEARCHED = 4000
 """Images, drawn, on which rotations are compared."""
-
-SWEEPS = 30
-"""At most, over all pairs of components, from one start."""
-
-GAUSSIAN, GAUSSIAN_VARIANCE = 0.374567, 0.1898
-"""Mean and variance of log cosh ν for a standard normal ν."""
 
 AGREED, BETTER = 0.75, 0.1
 """Agreement of independence and compactness below which classes are let go, if that gives so much more."""
@@ -77,51 +68,7 @@ SAME = 0.8
 SHARPENED = 30
 """Times that the kinds of a component are told apart, at most."""
 
-VALLEY = 0.5
-"""Values about some place between two means, for each about the mean that has fewer, up to which there are
-two kinds."""
-
-NEAR = 0.1
-"""How far about a place, as a share of the way from one mean to the other."""
-
-STEPS = 300
-"""Of the search for two kinds, at most."""
-
-RAREST = 0.02
-"""Share of the images that a kind must have."""
-
 FloatArray = npt.NDArray[np.float64]
-
-_ANGLES = np.linspace(-np.pi / 4, np.pi / 4, 25, dtype=np.float32)[:, None]
-
-
-@dataclass(frozen=True)
-class Kinds:
-    """Two kinds that values come in: both means, and where they part, as many deviations from either."""
-
-    low: float
-    parting: float
-    high: float
-
-    @property
-    def below(self) -> float:
-        """Slope of `leaning` below the parting."""
-        return CERTAINTY / max(self.parting - self.low, 1e-12)
-
-    @property
-    def above(self) -> float:
-        """Slope of `leaning` above the parting."""
-        return CERTAINTY / max(self.high - self.parting, 1e-12)
-
-    @property
-    def turned(self) -> Kinds:
-        """Of the same values with the other sign."""
-        return Kinds(-self.high, -self.parting, -self.low)
-
-    def leaning(self, values: FloatArray) -> FloatArray:
-        """How much values [N] are of the higher kind: `CERTAINTY` at its mean, minus that at the other's."""
-        away = values - self.parting
-        return away * np.where(away < 0, self.below, self.above)
 
 
 @dataclass(frozen=True, eq=False)
@@ -353,114 +300,6 @@ def _components(
     return unmixing / (centred @ unmixing.T).std(axis=0)[:, None], agreement
 
 
-def separated(
-    white: FloatArray,
-    maps: FloatArray,
-    random: np.random.Generator,
-    on_sweep: Callable[[], None] | None = None,
-) -> tuple[FloatArray, float]:
-    """The rotation [n, n] to components that are independent and lie at few places; how far both are reached.
-
-    Spatiotemporal independent component analysis (Stone, Porrill, Porter & Wilkinson 2002) with one contrast
-    for the components y, Σ (E log cosh y − E log cosh ν)² for ν Gaussian (negentropy, Hyvärinen 1999,
-    equation 6), and another for their maps m, Σ mean m⁴ (the quartimax of factor analysis), each as a share
-    of the largest that it can have by itself, and the first of four times what chance gives besides. The
-    first alone cannot tell two causes from their sum and their difference where they seldom vary apart; the
-    second alone takes one cause for two where it is seen at two places. Pairs are rotated by the best of 25
-    angles until none moves; the best of several starts counts.
-
-    Args:
-        white: [N, n], of covariance 1.
-        maps: [n, P], orthonormal, the map of each component.
-        random: starts are drawn from it.
-        on_sweep: called before every sweep over the pairs; what it raises ends the search.
-
-    Returns:
-        The rotation, and the mean of both shares, 0 to 1.
-    """
-    if white.shape[1] == 1:
-        return np.eye(1), 1.0
-
-    def best(weights: tuple[float, float], starts: int) -> tuple[FloatArray, float, float]:
-        found = [
-            _searched(white, maps, weights, None if start == 0 else random, on_sweep)
-            for start in range(starts)
-        ]
-        return max(found, key=lambda each: weights[0] * each[1] + weights[1] * each[2])
-
-    starts = STARTS if white.shape[1] <= 12 else STARTS // 2
-    by_chance = white.shape[1] * GAUSSIAN_VARIANCE / len(white)
-    independent = best((1, 0), starts // 2)[1] + 4 * by_chance
-    compact = best((0, 1), starts // 2)[2]
-    rotation, one, other = best((1 / independent, 1 / compact), starts)
-    return rotation, (min(1.0, one / independent) + min(1.0, other / compact)) / 2
-
-
-def _searched(
-    white: FloatArray,
-    maps: FloatArray,
-    weights: tuple[float, float],
-    random: np.random.Generator | None,
-    on_sweep: Callable[[], None] | None,
-) -> tuple[FloatArray, float, float]:
-    """A rotation that no turn of two components improves, its negentropy and its compactness."""
-    count = white.shape[1]
-    rotation = np.eye(count) if random is None else np.linalg.qr(random.normal(size=(count, count)))[0]
-    signals = (rotation @ white.T).astype(np.float32)
-    places = (rotation @ maps * maps.shape[1] ** 0.5).astype(np.float32)
-    turned = np.zeros(count, np.int64)  # when each was turned last
-    visited = np.full((count, count), -1)
-    time = 0
-    for _ in range(SWEEPS):
-        if on_sweep is not None:
-            on_sweep()
-        begun = time
-        for first, second in combinations(range(count), 2):
-            if visited[first, second] >= max(turned[first], turned[second]):
-                continue
-            time += 1
-            turn = _best_turn(signals[[first, second]], places[[first, second]], weights)
-            if turn is not None:
-                for rows in (rotation, signals, places):
-                    rows[[first, second]] = turn.astype(rows.dtype) @ rows[[first, second]]
-                turned[[first, second]] = time
-            visited[first, second] = time
-        if time == begun:
-            break
-    independent = _negentropy(rotation @ white.T).sum()
-    compact = _compactness(rotation @ maps * maps.shape[1] ** 0.5).sum()
-    return rotation, float(independent), float(compact)
-
-
-def _best_turn(
-    signals: npt.NDArray[np.float32], places: npt.NDArray[np.float32], weights: tuple[float, float]
-) -> FloatArray | None:
-    """The rotation [2, 2] of two components by the best of the angles; None where none is better."""
-    cosine, sine = np.cos(_ANGLES), np.sin(_ANGLES)
-    worth = np.zeros(len(_ANGLES))
-    for one, other in ((cosine, sine), (-sine, cosine)):
-        if weights[0]:
-            worth += weights[0] * _negentropy(one * signals[0] + other * signals[1])
-        if weights[1]:
-            worth += weights[1] * _compactness(one * places[0] + other * places[1])
-    best = int(worth.argmax())
-    if worth[best] <= worth[len(worth) // 2] * (1 + 1e-6):
-        return None
-    return np.array([[cosine[best, 0], sine[best, 0]], [-sine[best, 0], cosine[best, 0]]])
-
-
-def _negentropy(signals: npt.NDArray[np.floating]) -> FloatArray:
-    """Of signals [..., N] of deviation 1, up to a factor."""
-    found: FloatArray = np.square(np.log(np.cosh(signals)).mean(axis=-1, dtype=np.float64) - GAUSSIAN)
-    return found
-
-
-def _compactness(maps: npt.NDArray[np.floating]) -> FloatArray:
-    """Mean fourth power of maps [..., P] of mean square 1."""
-    found: FloatArray = np.square(np.square(maps)).mean(axis=-1, dtype=np.float64)
-    return found
-
-
 def _drawn_classes(
     log_odds: FloatArray, activation: Activation, random: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
@@ -578,11 +417,11 @@ def _fixed_point(
     covariance = varying.T @ varying / len(varying)
     covariance += (RIDGE * np.trace(covariance) / len(covariance) + 1e-24) * np.eye(len(covariance))
     factor = cho_factor(covariance)
-    values, mixture = component, _mixture(component)
+    values, mixture = component, mixture_of(component)
     for _ in range(SHARPENED):
         if on_sweep is not None:
             on_sweep()
-        told = told_apart(values, _kinds_of(mixture))
+        told = told_apart(values, mixture.kinds)
         weights: FloatArray = cho_solve(factor, varying.T @ told / len(told))
         after = here @ weights
         deviation = float(after.std())
@@ -590,87 +429,7 @@ def _fixed_point(
             return None
         weights /= deviation
         before, values = values, after / deviation
-        mixture = _mixture(values, mixture)
+        mixture = mixture_of(values, mixture)
         if np.corrcoef(before, values)[0, 1] > 1 - 1e-4:
             break
     return weights
-
-
-def told_apart(values: FloatArray, kinds: Kinds) -> FloatArray:
-    """Which of two kinds values [N] are of, as the generator is told; mean 0 and deviation 1."""
-    told = np.tanh(kinds.leaning(values) / 2)
-    told -= told.mean()
-    return told / max(float(told.std()), 1e-12)
-
-
-@dataclass(frozen=True, eq=False)
-class _Mixture:
-    """Of two Gaussians, the lower first: log-likelihood of the values, shares, means and deviations [2]."""
-
-    likelihood: float
-    shares: FloatArray
-    means: FloatArray
-    deviations: FloatArray
-
-
-def two_kinds(values: FloatArray) -> Kinds | None:
-    """The two kinds that values [N] come in; None where they do not.
-
-    A mixture of two Gaussians by expectation maximisation (Dempster, Laird & Rubin 1977), the likeliest from
-    several first splits. Two overlapping ones describe a skewed or a flat distribution as well; so what
-    counts is the valley: of the values themselves, not of the mixture, at most half as many about some place
-    between the means as about the mean that has fewer. Ours.
-    """
-    if np.ptp(values) == 0:
-        return None
-    mixture = _mixture(values)
-    kinds = _kinds_of(mixture)
-    apart = kinds.high - kinds.low
-    counts = [
-        int((np.abs(values - kinds.low - share * apart) <= NEAR * apart).sum())
-        for share in np.linspace(0, 1, 21)
-    ]
-    if mixture.shares.min() < RAREST or min(counts) > VALLEY * min(counts[0], counts[-1]):
-        return None
-    return kinds
-
-
-def _kinds_of(mixture: _Mixture) -> Kinds:
-    low, high = mixture.means
-    parting = mixture.means @ mixture.deviations[::-1] / mixture.deviations.sum()
-    return Kinds(float(low), float(parting), float(high))
-
-
-def _mixture(values: FloatArray, near: _Mixture | None = None) -> _Mixture:
-    """The likeliest of several first splits of values [N], or the one that lies near another."""
-    if near is not None:
-        return _expected(values, _belonging(values, near)[0])
-    below = [values < np.quantile(values, share) for share in (0.05, 0.2, 0.5, 0.8, 0.95)]
-    found = [_expected(values, np.stack([split, ~split]).astype(np.float64)) for split in below]
-    return max(found, key=lambda each: each.likelihood)
-
-
-def _expected(values: FloatArray, belongs: FloatArray) -> _Mixture:
-    """Expectation maximisation for values [N] that belong to two Gaussians as much as [2, N] says."""
-    smallest = max(1e-3 * float(values.std()), 1e-12)
-    before, step = -np.inf, 0
-    while True:
-        step += 1
-        weights = belongs.sum(axis=1) + 1e-9
-        means = belongs @ values / weights
-        variances = (belongs * np.square(values - means[:, None])).sum(axis=1) / weights
-        order = np.argsort(means)
-        deviations = np.maximum(np.sqrt(variances), smallest)
-        mixture = _Mixture(0.0, (weights / weights.sum())[order], means[order], deviations[order])
-        belongs, likelihood = _belonging(values, mixture)
-        if likelihood - before < 1e-6 * len(values) or step == STEPS:
-            return replace(mixture, likelihood=likelihood)
-        before = likelihood
-
-
-def _belonging(values: FloatArray, mixture: _Mixture) -> tuple[FloatArray, float]:
-    """How much values [N] belong to the two of a mixture, [2, N]; their log-likelihood."""
-    distances = (values - mixture.means[:, None]) / mixture.deviations[:, None]
-    logs = np.log(mixture.shares / mixture.deviations)[:, None] - np.square(distances) / 2
-    whole = np.logaddexp(*logs)
-    return np.exp(logs - whole), float(whole.sum())

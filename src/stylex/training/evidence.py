@@ -19,7 +19,7 @@ from stylex.classifiers.architectures import Block
 from stylex.data import ImageSet
 from stylex.errors import DataError
 from stylex.hardware import Hardware, place
-from stylex.networks.evidence import DEVIATION, LARGEST, MAP_SIZE, WIDTHS, Evidence, halvings, reduced
+from stylex.networks.evidence import DEVIATION, LARGEST, MAP_SIZE, TOLD, WIDTHS, Evidence, halvings, reduced
 from stylex.training.causes import Causes, find_causes
 from stylex.training.randomness import derive_seed
 
@@ -331,7 +331,7 @@ def _set(evidence: Evidence, causes: Causes, maps: npt.NDArray[np.float64]) -> N
     evidence.mean.copy_(torch.from_numpy(causes.mean))
     evidence.unmixing.zero_()
     evidence.unmixing[:used] = torch.from_numpy(causes.unmixing * DEVIATION).to(evidence.unmixing)
-    for name in ("middle", "below", "above", "centre", "spread"):
+    for name in TOLD:
         evidence.get_buffer(name).fill_(name == "spread")
     for number, kinds in enumerate(causes.kinds):
         if kinds is None:
@@ -339,6 +339,6 @@ def _set(evidence: Evidence, causes: Causes, maps: npt.NDArray[np.float64]) -> N
         evidence.middle[number] = kinds.parting * DEVIATION
         evidence.below[number] = kinds.below / DEVIATION
         evidence.above[number] = kinds.above / DEVIATION
-        told = np.tanh(kinds.leaning((maps - causes.mean) @ causes.unmixing[number]) / 2)
+        told = kinds.which((maps - causes.mean) @ causes.unmixing[number])
         evidence.centre[number] = float(told.mean())
         evidence.spread[number] = max(float(told.std()), 1e-12) / DEVIATION
