@@ -173,7 +173,7 @@ def time_evidence(
 ) -> tuple[float, float]:
     """What `fit_evidence` takes here: seconds an image to ask about, and seconds an image to learn from.
 
-    Left out is the search for causes: about 13 s of a core for two classes, minutes for ten.
+    Left out is the search for causes: about 13 s of a core for two classes, 50 s for ten.
     """
     few = images.select(range(min(8, len(images))))
     begin = clock()
